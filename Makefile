@@ -1,0 +1,40 @@
+# Every command that the README, CONTRIBUTING and CI use. `make demo` and `make test` install first.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: install demo test test-unit check fmt constraints clean
+
+demo: install  ## four iterations on the embedded default, then the report
+	$(BIN)/python -m controller run --iterations 4
+
+test: install  ## every test that needs no cluster
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-unit: install  ## the tests that take less than two seconds each
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+check: install  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: install  ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: .venv/installed  ## everything, into .venv
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[all,dev]"
+	touch $@
+
+constraints:  ## newest versions into constraints.txt; run `make test` before you commit them
+	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --universal --python-version 3.11 \
+	  --no-header --no-annotate --no-emit-index-url --upgrade --output-file constraints.txt
+
+clean:  ## removes the environment and the demo's run
+	rm -rf .venv runs

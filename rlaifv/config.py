@@ -1,0 +1,257 @@
+"""Everything that may change a number: one frozen `RunConfig`, one section per stage.
+
+Defaults are the paper's (arXiv 2405.17220) or, where it is silent, the reference release's
+(RLHF-V/RLAIF-V at 83d917b); each field says which. Cluster facts are not here: they must not
+change results.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlaifv.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, unknown keys rejected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSpec(Section):
+    """Which model, and how it is run."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A folder, a hub id, a store URI, or `package:<module>/<folder>` for shipped weights."""
+    family: Literal["auto", "llava", "rules", "text"] = "auto"
+    """`auto` reads the checkpoint's config; `rules` is the claim splitter without a model."""
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Reference release: fp16 for sampling, bf16 for training; bf16 for both here."""
+    batch_size: Positive = 8
+    """Prompts (sampling, responding), images (verifying) or pairs (log-probs) per forward."""
+
+
+class PrepareConfig(Section):
+    """Where instructions come from."""
+
+    source: Annotated[str, Field(min_length=1)] = "openbmb/RLAIF-V-Dataset"
+    """JSONL, parquet (file or folder), a folder of images, or a hub id with RLAIF-V's columns."""
+    questions: str | None = None
+    """For a folder of images: a text file with one question per line; default: our own list."""
+    instructions_per_iteration: Positive = 4000
+    """About 4k instructions per iteration (paper, section 3)."""
+    when_exhausted: Literal["stop", "reuse"] = "stop"
+    """What happens when the source has no unused instructions left."""
+    max_image_pixels: Positive = 50_000_000
+    """Larger images are quarantined."""
+
+
+class SampleConfig(Section):
+    """How candidate answers are drawn (paper: 10 answers under one decoding setting)."""
+
+    num_answers: Annotated[int, Field(ge=2)] = 10
+    temperature: PositiveFloat = 0.7
+    """The release's value."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 50
+    """transformers' default, which the release leaves in place; 0: off."""
+    max_new_tokens: Positive = 512
+
+
+class ClaimConfig(Section):
+    """How answers are split into claims and claims turned into questions."""
+
+    model: ModelSpec = ModelSpec(path="rules", family="rules")
+    split_prompt: str | None = None
+    """File with a prompt that replaces our own; `{question}` and `{answer}` are filled in."""
+    question_prompt: str | None = None
+    """File with a prompt that replaces our own; `{claims}` is filled in."""
+    temperature: NonNegative = 0.2
+    """Release: 0.2, top-p 0.9."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    max_new_tokens: Positive = 1024
+    """Release: 256, which cuts long lists; ours never truncates silently."""
+
+
+class VerifyConfig(Section):
+    """How the labeller is asked."""
+
+    labeller: ModelSpec = ModelSpec(path="llava-hf/llava-v1.6-34b-hf")
+    """The paper's labeller of the 7B policy is LLaVA-NeXT-34B."""
+    suffix: str = " Please answer yes or no."
+    """Appended to every question, as the release does."""
+
+
+class PairConfig(Section):
+    """Which answers become preference pairs."""
+
+    min_margin: Positive = 1
+    """Smallest difference of scores (= minus rejected claims); release: 1."""
+    max_per_image: Positive = 2
+    """At most this many pairs per image (release: 2 per `ds_question_id`)."""
+    limit_by: Literal["image", "question"] = "image"
+    pick: Literal["random", "closest_length"] = "random"
+    """Which of the possible pairs are taken; `random` is the release's rule."""
+    balance_length: bool = True
+    """The release's search for the length ratio that evens out mean lengths."""
+
+
+class LoraConfig(Section):
+    """Adapters on every linear layer of the language model (release's LoRA script)."""
+
+    rank: Positive = 64
+    alpha: Positive = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    train_projector: bool = True
+    """On in the release; the projector is then saved with each checkpoint."""
+
+
+class TrainConfig(Section):
+    """DPO (paper, equation 2; release's `llava15_train.sh`)."""
+
+    learning_rate: PositiveFloat = 5e-7
+    """Full fine-tuning 5e-7; the LoRA recipe sets 1e-5."""
+    beta: PositiveFloat = 0.1
+    epochs: Positive = 4
+    global_batch_size: Positive = 8
+    """Pairs per optimiser step, whatever the number of processes."""
+    micro_batch_size: Positive = 1
+    """Pairs per forward pass and process."""
+    warmup_ratio: Fraction = 0.05
+    weight_decay: NonNegative = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    checkpoints_per_epoch: Positive = 4
+    """A candidate every quarter of an epoch."""
+    min_pairs: Positive = 8
+    """With fewer pairs the iteration keeps its policy, and the choice says so."""
+    max_length: Positive = 2048
+    """Longest prompt + answer in tokens; a longer pair stops training with its id."""
+    gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    """None: full fine-tuning of language model and projector."""
+    keep_unselected: bool = False
+    """Keep the trees of checkpoints that were not chosen."""
+
+
+class BenchmarkSpec(Section):
+    """One benchmark: its files, what it is for, how it is graded."""
+
+    name: Annotated[str, Field(min_length=1)]
+    kind: Literal["objects"] = "objects"
+    path: Annotated[str, Field(min_length=1)]
+    """Questions with images and ground truth; the format depends on `kind`."""
+    vocabulary: str | None = None
+    """Synonym table, one object class per line, entries separated by `, `, class name first."""
+    use: Literal["select", "report"] = "report"
+    """`select`: the checkpoint is chosen on it; `report`: it never influences the choice."""
+
+
+class RespondConfig(Section):
+    """How benchmark questions are answered."""
+
+    benchmarks: tuple[BenchmarkSpec, ...] = ()
+    num_beams: Positive = 3
+    """The release evaluates with 3 beams at temperature 0."""
+    max_new_tokens: Positive = 1024
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"benchmarks: names must differ, got {names}")
+        return self
+
+
+class ChooseConfig(Section):
+    """How the checkpoint of an iteration is chosen."""
+
+    metric: str = "response_hallucination"
+    """Lower is better; averaged over the `select` benchmarks."""
+    max_recall_drop: Fraction = 0.02
+    """Absolute, against the starting policy, on the selection benchmarks."""
+    max_length_drop: Fraction = 0.2
+    """Relative, against the starting policy's mean words."""
+
+
+class ShardsConfig(Section):
+    """Shards per stage: how far a stage spreads; never changes a row."""
+
+    instructions: Positive = 8
+    """prepare, sample, claim, verify."""
+    reflogp: Positive = 8
+    respond: Positive = 1
+    """Slices of the questions, per checkpoint."""
+    group_size: Positive = 32
+    """Items are dealt to shards in groups of this size; batches never cross a group."""
+
+
+class RunConfig(Section):
+    """A whole run. Written once as `config.json`; only `iterations` may grow later."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")]
+    """Lower-case letters, digits, '-': it becomes part of Kubernetes names."""
+    recipe: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    iterations: Positive = 4
+    policy: ModelSpec
+    prepare: PrepareConfig = PrepareConfig()
+    sample: SampleConfig = SampleConfig()
+    claim: ClaimConfig = ClaimConfig()
+    verify: VerifyConfig = VerifyConfig()
+    pair: PairConfig = PairConfig()
+    train: TrainConfig = TrainConfig()
+    respond: RespondConfig = RespondConfig()
+    choose: ChooseConfig = ChooseConfig()
+    shards: ShardsConfig = ShardsConfig()
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        train = self.train
+        if train.global_batch_size % train.micro_batch_size:
+            raise ValueError(
+                "train.global_batch_size must be a multiple of train.micro_batch_size, got "
+                f"{train.global_batch_size} and {train.micro_batch_size}"
+            )
+        return self
+
+
+def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
+    """A validated configuration; raises ConfigError naming `source` and every bad key."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc']) or '(whole)'}: {item['msg']}"
+            for item in error.errors()
+        ]
+        raise ConfigError(
+            "\n".join([f"{source}: the configuration is not valid", *lines])
+        ) from error
+
+
+def changed_fields(old: RunConfig, new: RunConfig) -> list[str]:
+    """`section.key: old -> new` for every difference, sorted; a grown `iterations` is none."""
+    left, right = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    if new.iterations >= old.iterations:
+        right["iterations"] = left["iterations"]
+    keys = sorted(set(left) | set(right))
+    return [
+        f"{key}: {left.get(key, '(absent)')!r} -> {right.get(key, '(absent)')!r}"
+        for key in keys
+        if left.get(key, "(absent)") != right.get(key, "(absent)")
+    ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

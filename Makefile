@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-unit check fmt constraints clean
+.PHONY: install demo test test-unit check fmt docs images cluster-up cluster-down constraints clean
 
 demo: install  ## four iterations on the embedded default, then the report
 	$(BIN)/python -m controller run --iterations 4
@@ -19,6 +19,7 @@ check: install  ## format, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 fmt: install  ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -32,9 +33,21 @@ install: .venv/installed  ## everything, into .venv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[all,dev]"
 	touch $@
 
+docs: install  ## the generated tables of README and docs
+	$(BIN)/python docs/generate.py
+
 constraints:  ## newest versions into constraints.txt; run `make test` before you commit them
 	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --upgrade --output-file constraints.txt
+
+images:  ## core, eval and gpu, with docker, podman or buildah; flags: make images FLAGS="--tag dev"
+	$(PYTHON) images/build.py $(FLAGS)
+
+cluster-up:  ## a real Kubernetes on this machine, without Docker (root, Linux, Go)
+	$(PYTHON) k8s/dev/cluster.py up
+
+cluster-down:
+	$(PYTHON) k8s/dev/cluster.py down
 
 clean:  ## removes the environment and the demo's run
 	rm -rf .venv runs

@@ -86,6 +86,9 @@ class VerifyConfig(Section):
     """The paper's labeller of the 7B policy is LLaVA-NeXT-34B."""
     suffix: str = " Please answer yes or no."
     """Appended to every question, as the release does."""
+    control: Literal["none", "shuffled"] = "none"
+    """`shuffled`: verdicts are dealt at random among the claims of a group, seeded. The control
+    experiment: training on them must not help."""
 
 
 class PairConfig(Section):
@@ -139,15 +142,55 @@ class TrainConfig(Section):
     """Keep the trees of checkpoints that were not chosen."""
 
 
+class JudgeConfig(Section):
+    """An OpenAI-compatible endpoint that grades answers. Its key comes from the environment."""
+
+    url: Annotated[str, Field(min_length=1)]
+    """Base URL, usually ending in `/v1`."""
+    model: str | None = None
+    """None: the judge of the published scores (docs/benchmarks.md)."""
+    prompt: str | None = None
+    """File with a prompt that replaces our own wording."""
+    temperature: NonNegative = 0.0
+    """Release: 0 (MMHal-Bench), 1e-5 (RefoMB), 0.2 (Object HalBench's extraction)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Repeat r asks with seed + r."""
+    repeats: Positive | None = None
+    """Judgings per answer. None: 3 for RefoMB (its README recommends several), 1 otherwise."""
+    swap: bool = False
+    """RefoMB: ask in both orders of the two answers (the release asks in one)."""
+    max_tokens: Positive | None = None
+    """None: the release's: 512, for RefoMB 2048."""
+    concurrency: Positive = 16
+    attempts: Positive = 6
+    """Requests per item before it counts as lost; the release tries 100 times or for ever."""
+    timeout_seconds: PositiveFloat = 120.0
+    backoff_seconds: PositiveFloat = 1.0
+    """Wait before the second request; doubles up to 60 s, with jitter, or as the endpoint says."""
+    input_price: NonNegative | None = None
+    """Per million tokens, in any currency; None: cost is not estimated."""
+    output_price: NonNegative | None = None
+
+
 class BenchmarkSpec(Section):
     """One benchmark: its files, what it is for, how it is graded."""
 
     name: Annotated[str, Field(min_length=1)]
-    kind: Literal["objects"] = "objects"
+    kind: Literal["objects", "object_halbench", "mmhal", "refomb", "amber"] = "objects"
     path: Annotated[str, Field(min_length=1)]
-    """Questions with images and ground truth; the format depends on `kind`."""
+    """Questions with images and ground truth; the format depends on `kind` (AMBER: a folder)."""
     vocabulary: str | None = None
     """Synonym table, one object class per line, entries separated by `, `, class name first."""
+    images: str | None = None
+    """Folder of the images that the questions name; default: the questions' own folder."""
+    mode: Literal["judge", "rules", "chair", "vectors", "exact"] | None = None
+    """Object HalBench: judge, rules or chair; AMBER: vectors or exact. None: `judge` with a judge
+    and `rules` without; `vectors` when the vectors are installed, else `exact`."""
+    coco: str | None = None
+    """Object HalBench: folder of the COCO 2014 annotation files."""
+    nltk_data: str | None = None
+    """Folder with NLTK's data; default: where NLTK looks."""
+    judge: JudgeConfig | None = None
     use: Literal["select", "report"] = "report"
     """`select`: the checkpoint is chosen on it; `report`: it never influences the choice."""
 

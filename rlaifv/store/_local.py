@@ -108,8 +108,9 @@ class LocalBackend:
             for name in sorted(files):
                 path = Path(folder) / name
                 with suppress(FileNotFoundError):
-                    size = path.stat().st_size
-                    yield ObjectInfo(path.relative_to(self.path).as_posix(), size)
+                    found = path.stat()
+                    key = path.relative_to(self.path).as_posix()
+                    yield ObjectInfo(key, found.st_size, found.st_mtime)
 
     def delete(self, key: str) -> None:
         """Removes an object or a tree; nothing happens when there is none."""
@@ -144,7 +145,10 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise explain_os_error(error, what) from error
+        explained = explain_os_error(error, what)
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def explain_os_error(error: OSError, what: str) -> Exception:

@@ -1,0 +1,351 @@
+"""A real single-node Kubernetes for development, without Docker: `python k8s/dev/cluster.py up|down|status`.
+
+Needs Linux, root, Go >= 1.24 and Debian's containerd, runc, containernetworking-plugins, etcd-server,
+iptables, nftables, iproute2, conntrack, podman. The Kubernetes programs are built from Go's module
+system (`k8s/dev/cluster/go.mod`) once and cached outside the repository. Only the standard library
+is used, so that `make cluster-up` works before anything is installed.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import machine
+from machine import (
+    BRIDGE,
+    CACHE,
+    GATEWAY,
+    PODS,
+    STATE,
+    ClusterError,
+    call,
+    running,
+    say,
+    start,
+    stop,
+    wait_for,
+    write,
+)
+
+HERE = Path(__file__).resolve().parent
+SERVICES = "10.96.0.0/16"
+DNS_ADDRESS, NODE, API_PORT, ETCD_PORT = "10.96.0.10", "dev-node", 6443, 12379
+API = f"https://{GATEWAY}:{API_PORT}"
+VERSION = "v1.34.4"
+PACKAGES = (
+    "containerd runc containernetworking-plugins etcd-server iptables nftables iproute2 conntrack "
+    "podman openssl"
+)
+TOKENS = {
+    "admin": ("admin", "system:masters"),
+    "controller-manager": ("system:kube-controller-manager", ""),
+    "scheduler": ("system:kube-scheduler", ""),
+    "kubelet": (f"system:node:{NODE}", "system:nodes"),
+    "proxy": ("system:kube-proxy", ""),
+}
+# --- programs --------------------------------------------------------------------------------
+
+
+def build() -> Path:
+    """The Kubernetes programs and CoreDNS, built once per go.sum; returns their folder."""
+    digest = hashlib.sha256()
+    for name in ("cluster/go.mod", "cluster/go.sum", "dns/go.mod", "dns/go.sum"):
+        digest.update((HERE / name).read_bytes())
+    folder = CACHE / f"bin-{digest.hexdigest()[:12]}"
+    if (folder / "_COMPLETE").exists():
+        return folder
+    if not shutil.which("go"):
+        raise ClusterError("Go >= 1.24 is needed to build the Kubernetes programs")
+    say("building Kubernetes and CoreDNS from Go modules (some 7 minutes on 2 cores, once) ...")
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    prefix = "k8s.io/component-base/version"
+    major, minor, _ = VERSION.removeprefix("v").split(".")
+    flags = {"gitVersion": VERSION, "gitMajor": major, "gitMinor": minor, "gitCommit": "unknown"}
+    linker = "-s -w " + " ".join(f"-X {prefix}.{key}={value}" for key, value in flags.items())
+    for module in ("cluster", "dns"):
+        command = ["go", "build", "-ldflags", linker, "-o", f"{folder}/", "tool"]
+        environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false"}
+        subprocess.run(command, cwd=HERE / module, env=environment, check=True)
+    (folder / "_COMPLETE").touch()
+    say(f"built in {time.monotonic() - started:.0f} s: {folder}")
+    return folder
+
+
+# --- identities ------------------------------------------------------------------------------
+
+
+def make_identities() -> dict[str, str]:
+    """CA, serving and client certificates, service-account key, tokens; returns tokens by name."""
+    pki = STATE / "pki"
+    pki.mkdir(parents=True, exist_ok=True)
+    names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost"]
+    addresses = [GATEWAY, "10.96.0.1", "127.0.0.1"]
+    san = ",".join([*(f"DNS:{n}" for n in names), *(f"IP:{a}" for a in addresses)])
+    new = ["-newkey", "rsa:2048", "-nodes", "-days", "30"]
+    call("openssl", "req", "-x509", *new, "-keyout", f"{pki}/ca.key", "-out", f"{pki}/ca.crt",
+         "-subj", "/CN=rlaifv-dev-ca")  # fmt: skip
+    signed = {
+        "server": ("/CN=kube-apiserver", f"subjectAltName={san}"),
+        "kubelet-client": (
+            "/O=system:masters/CN=apiserver-kubelet-client",
+            "extendedKeyUsage=clientAuth",
+        ),
+        "node": (f"/CN={NODE}", f"subjectAltName=IP:{GATEWAY},DNS:{NODE}"),
+    }
+    for name, (subject, extension) in signed.items():
+        call("openssl", "req", "-x509", *new, "-CA", f"{pki}/ca.crt", "-CAkey", f"{pki}/ca.key",
+             "-keyout", f"{pki}/{name}.key", "-out", f"{pki}/{name}.crt", "-subj", subject,
+             "-addext", extension, "-addext", "basicConstraints=CA:FALSE")  # fmt: skip
+    call("openssl", "genrsa", "-out", f"{pki}/accounts.key", "2048")
+    tokens = {name: secrets.token_hex(16) for name in TOKENS}
+    rows = [f'{tokens[n]},{user},{n},"{group}"' for n, (user, group) in TOKENS.items()]
+    write(pki / "tokens.csv", "\n".join(rows) + "\n")
+    for name, token in tokens.items():
+        write(STATE / f"{name}.kubeconfig", json.dumps(kubeconfig(token), indent=1))
+    return tokens
+
+
+def kubeconfig(token: str) -> dict[str, object]:
+    cluster = {"server": API, "certificate-authority": f"{STATE}/pki/ca.crt"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "dev",
+        "clusters": [{"name": "dev", "cluster": cluster}],
+        "users": [{"name": "dev", "user": {"token": token}}],
+        "contexts": [{"name": "dev", "context": {"cluster": "dev", "user": "dev"}}],
+    }
+
+
+# --- the cluster -----------------------------------------------------------------------------
+
+
+def start_control_plane(programs: Path) -> None:
+    pki = f"{STATE}/pki"
+    peer = f"http://127.0.0.1:{ETCD_PORT + 1}"
+    client = f"http://127.0.0.1:{ETCD_PORT}"
+    start("etcd", "etcd", "--data-dir", f"{STATE}/etcd", "--unsafe-no-fsync",
+          "--listen-client-urls", client, "--advertise-client-urls", client,
+          "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+          "--initial-cluster", f"default={peer}")  # fmt: skip
+    start("apiserver", f"{programs}/kube-apiserver", f"--etcd-servers={client}",
+          f"--advertise-address={GATEWAY}", f"--bind-address={GATEWAY}", f"--secure-port={API_PORT}",
+          f"--service-cluster-ip-range={SERVICES}", "--authorization-mode=Node,RBAC",
+          "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
+          f"--client-ca-file={pki}/ca.crt", f"--tls-cert-file={pki}/server.crt",
+          f"--tls-private-key-file={pki}/server.key", f"--token-auth-file={pki}/tokens.csv",
+          f"--kubelet-client-certificate={pki}/kubelet-client.crt",
+          f"--kubelet-client-key={pki}/kubelet-client.key",
+          "--kubelet-preferred-address-types=InternalIP",
+          f"--kubelet-certificate-authority={pki}/ca.crt",
+          "--service-account-issuer=https://kubernetes.default.svc",
+          f"--service-account-key-file={pki}/accounts.key",
+          f"--service-account-signing-key-file={pki}/accounts.key")  # fmt: skip
+    wait_for(
+        "the API server",
+        lambda: kubectl("get", "--raw", "/readyz", check=False) == "ok",
+        seconds=60,
+    )
+    start("controller-manager", f"{programs}/kube-controller-manager",
+          f"--kubeconfig={STATE}/controller-manager.kubeconfig", "--use-service-account-credentials",
+          f"--service-account-private-key-file={pki}/accounts.key", f"--root-ca-file={pki}/ca.crt",
+          "--leader-elect=false")  # fmt: skip
+    start("scheduler", f"{programs}/kube-scheduler", f"--kubeconfig={STATE}/scheduler.kubeconfig",
+          "--leader-elect=false")  # fmt: skip
+
+
+def start_node(programs: Path) -> None:
+    kubelet = {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "cgroupDriver": "cgroupfs",
+        "failSwapOn": False,
+        "enforceNodeAllocatable": [],
+        "featureGates": {"KubeletInUserNamespace": True},
+        "clusterDNS": [DNS_ADDRESS],
+        "clusterDomain": "cluster.local",
+        "makeIPTablesUtilChains": False,
+        "containerRuntimeEndpoint": f"unix://{STATE}/containerd/containerd.sock",
+        "authentication": {"x509": {"clientCAFile": f"{STATE}/pki/ca.crt"}},
+        "tlsCertFile": f"{STATE}/pki/node.crt",
+        "tlsPrivateKeyFile": f"{STATE}/pki/node.key",
+        "resolvConf": "/etc/resolv.conf",
+        "evictionHard": {
+            "nodefs.available": "1%",
+            "memory.available": "100Mi",
+            "imagefs.available": "1%",
+        },
+        "imageGCHighThresholdPercent": 100,
+        "podPidsLimit": 4096,
+    }
+    proxy = {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "clusterCIDR": PODS,
+        "hostnameOverride": NODE,
+        "clientConnection": {"kubeconfig": f"{STATE}/proxy.kubeconfig"},
+        "conntrack": {
+            "maxPerCore": 0,
+            "min": 0,
+            "tcpEstablishedTimeout": "0s",
+            "tcpCloseWaitTimeout": "0s",
+        },
+    }
+    write(STATE / "kubelet.json", json.dumps(kubelet, indent=1))
+    write(STATE / "proxy.json", json.dumps(proxy, indent=1))
+    start("kubelet", f"{programs}/kubelet", f"--config={STATE}/kubelet.json",
+          f"--kubeconfig={STATE}/kubelet.kubeconfig", f"--root-dir={STATE}/kubelet",
+          f"--node-ip={GATEWAY}", f"--hostname-override={NODE}")  # fmt: skip
+    start("proxy", f"{programs}/kube-proxy", f"--config={STATE}/proxy.json")
+    ready = "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
+    wait_for(
+        "the node", lambda: kubectl("get", "nodes", "-o", ready, check=False) == "True", seconds=60
+    )
+
+
+def start_dns(programs: Path) -> None:
+    """CoreDNS as a host process on the bridge; a Service without selector leads to it."""
+    write(STATE / "Corefile", f"""
+.:1053 {{
+  bind {GATEWAY}
+  errors
+  kubernetes cluster.local {{
+    kubeconfig {STATE}/admin.kubeconfig dev
+    ttl 1
+  }}
+  forward . /etc/resolv.conf
+}}
+""")  # fmt: skip
+    start("dns", f"{programs}/coredns", "-conf", f"{STATE}/Corefile")
+    ports = [
+        {"name": n, "port": 1053, "protocol": p} for n, p in (("dns", "UDP"), ("dns-tcp", "TCP"))
+    ]
+    metadata = {"name": "kube-dns", "namespace": "kube-system"}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {
+            "clusterIP": DNS_ADDRESS,
+            "ports": [p | {"port": 53, "targetPort": 1053} for p in ports],
+        },
+    }
+    endpoints = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": metadata | {"labels": {"kubernetes.io/service-name": "kube-dns"}},
+        "addressType": "IPv4",
+        "ports": ports,
+        "endpoints": [{"addresses": [GATEWAY]}],
+    }
+    for thing in (service, endpoints):
+        kubectl("apply", "-f", "-", stdin=json.dumps(thing))
+
+
+def kubectl(*words: str, stdin: str | None = None, check: bool = True) -> str:
+    program = str(build() / "kubectl")
+    return call(program, f"--kubeconfig={STATE}/admin.kubeconfig", *words, stdin=stdin, check=check)
+
+
+def up() -> None:
+    if os.geteuid() != 0:
+        raise ClusterError("root is needed (bridge, mounts, containers)")
+    missing = [
+        p
+        for p in ("containerd", "runc", "etcd", "podman", "nft", "ip", "openssl")
+        if not shutil.which(p)
+    ]
+    if missing:
+        raise ClusterError(f"missing {', '.join(missing)}; on Debian: apt-get install {PACKAGES}")
+    if running("apiserver") and running("kubelet"):
+        say(f"is up: export KUBECONFIG={STATE}/admin.kubeconfig")
+        return
+    down()
+    programs = build()
+    started = time.monotonic()
+    STATE.mkdir(parents=True, exist_ok=True)
+    make_identities()
+    machine.make_network()
+    machine.start_containerd()
+    start_control_plane(programs)
+    start_node(programs)
+    start_dns(programs)
+    ready = "jsonpath={.metadata.name}"
+    account = ("get", "serviceaccount", "default", "-o", ready)
+    wait_for("the default account", lambda: kubectl(*account, check=False) == "default", seconds=30)
+    say(f"up in {time.monotonic() - started:.1f} s: export KUBECONFIG={STATE}/admin.kubeconfig")
+
+
+def down() -> None:
+    """Stops what `up` started, by its own ids, and removes mounts, bridge, rules and state."""
+    if not STATE.exists():
+        return
+    if running("apiserver") and running("kubelet"):
+        with contextlib.suppress(ClusterError, subprocess.SubprocessError):
+            kubectl("delete", "pods", "--all", "-A", "--grace-period=0", "--force", check=False)
+    stop("kubelet")
+    machine.stop_containers()
+    for name in (
+        "proxy",
+        "dns",
+        "scheduler",
+        "controller-manager",
+        "apiserver",
+        "etcd",
+        "containerd",
+    ):
+        stop(name)
+    machine.unmount()
+    for table in ("ip kube-proxy", "ip6 kube-proxy"):
+        call("nft", "delete", "table", *table.split(), check=False)
+    machine.remove_masquerade()
+    machine.remove_cgroups()
+    call("ip", "link", "delete", BRIDGE, check=False)
+    shutil.rmtree(STATE, ignore_errors=True)
+    say("down")
+
+
+def status() -> None:
+    names = (
+        "etcd",
+        "apiserver",
+        "controller-manager",
+        "scheduler",
+        "containerd",
+        "kubelet",
+        "proxy",
+        "dns",
+    )
+    for name in names:
+        pid = running(name)
+        sys.stdout.write(f"{name:20} {f'running, process {pid}' if pid else 'not running'}\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("command", choices=["build", "up", "down", "status", "load"])
+    parser.add_argument("image", nargs="?", help="for load: an image in podman's storage")
+    flags = parser.parse_args()
+    try:
+        if flags.command == "load":
+            machine.load_image(flags.image)
+        else:
+            {"build": build, "up": up, "down": down, "status": status}[flags.command]()
+    except ClusterError as error:
+        say(str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -24,8 +24,8 @@ class PairLogps(NamedTuple):
     reference_chosen_P: Tensor
     reference_rejected_P: Tensor
 
-    def delta_P(self) -> Tensor:
-        """Log-ratio of the chosen answer minus that of the rejected one: the margin before beta."""
+    def deltas(self) -> Tensor:
+        """Log-ratio of the chosen answer minus that of the rejected one, [P]: margins before beta."""
         chosen_P = self.policy_chosen_P - self.reference_chosen_P
         return chosen_P - (self.policy_rejected_P - self.reference_rejected_P)
 
@@ -70,7 +70,7 @@ def token_logps(logits_RTV: Tensor, labels_RT: Tensor) -> Tensor:
 
 
 def sum_logps(logps_RT: Tensor) -> Tensor:
-    """Log-probability of each answer, [R]: the sum over its tokens (paper, section 2.3)."""
+    """Log-probability of each answer, [R]: the sum over its tokens (release: the default)."""
     return logps_RT.sum(-1)
 
 
@@ -87,8 +87,8 @@ def weighted_logps(logps_RT: Tensor, weights_RT: Tensor) -> Tensor:
 def weighted_average_logps(logps_RT: Tensor, weights_RT: Tensor) -> Tensor:
     """Sum of weight * log-probability over the sum of weights, [R].
 
-    With `changed_token_weights` this is the segment score of DDPO (RLHF-V, arXiv 2312.00849,
-    equation 4). A row whose weights are all 0 gives NaN.
+    With `changed_token_weights` this is the answer score of DDPO (RLHF-V, arXiv 2312.00849). A row
+    whose weights are all 0 gives NaN.
     """
     return weighted_logps(logps_RT, weights_RT) / weights_RT.sum(-1)
 
@@ -114,15 +114,15 @@ def changed_token_weights(
 
 def sigmoid_loss(logps: PairLogps, *, beta: float) -> Tensor:
     """-log sigmoid(beta * delta), [P]: DPO (paper, equation 2; arXiv 2305.18290, equation 7)."""
-    return -functional.logsigmoid(beta * logps.delta_P())
+    return -functional.logsigmoid(beta * logps.deltas())
 
 
 def smoothed_loss(logps: PairLogps, *, beta: float, label_smoothing: float) -> Tensor:
     """cDPO, [P]: the DPO loss if a share `label_smoothing` of the pairs is the wrong way round.
 
-    E. Mitchell, "A note on DPO with noisy preferences and relationship to IPO", 2023, equation 3.
+    E. Mitchell, "A note on DPO with noisy preferences and relationship to IPO", 2023.
     """
-    logits_P = beta * logps.delta_P()
+    logits_P = beta * logps.deltas()
     kept_P, flipped_P = functional.logsigmoid(logits_P), functional.logsigmoid(-logits_P)
     return -(1 - label_smoothing) * kept_P - label_smoothing * flipped_P
 
@@ -130,11 +130,11 @@ def smoothed_loss(logps: PairLogps, *, beta: float, label_smoothing: float) -> T
 def robust_loss(logps: PairLogps, *, beta: float, label_smoothing: float) -> Tensor:
     """Robust DPO, [P]: unbiased under flips at rate `label_smoothing` < 0.5; may be negative.
 
-    Chowdhury et al., arXiv 2403.00409, equation 12.
+    Chowdhury et al., arXiv 2403.00409.
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
-    logits_P = beta * logps.delta_P()
+    logits_P = beta * logps.deltas()
     kept_P, flipped_P = functional.logsigmoid(logits_P), functional.logsigmoid(-logits_P)
     biased_P = -(1 - label_smoothing) * kept_P + label_smoothing * flipped_P
     return biased_P / (1 - 2 * label_smoothing)
@@ -146,12 +146,12 @@ def ipo_loss(logps: PairLogps, *, beta: float) -> Tensor:
     Its beta is the paper's tau. Feed it length-averaged log-probabilities (`average_logps`), as
     its authors do in TRL: with sums the squared term grows with the answers' length.
     """
-    return (logps.delta_P() - 1 / (2 * beta)).square()
+    return (logps.deltas() - 1 / (2 * beta)).square()
 
 
 def hinge_loss(logps: PairLogps, *, beta: float) -> Tensor:
-    """max(0, 1 - beta * delta), [P]: SLiC's calibration loss on DPO's margin (arXiv 2309.06657)."""
-    return functional.relu(1 - beta * logps.delta_P())
+    """max(0, 1 - beta * delta), [P]: SLiC's loss (arXiv 2305.10425) on DPO's margin (2309.06657)."""
+    return functional.relu(1 - beta * logps.deltas())
 
 
 def sft_loss(chosen_logps_P: Tensor) -> Tensor:

@@ -1,0 +1,78 @@
+"""Models for stages: `load_model`, `load_text_model`, `load_trainable`.
+
+The only place that looks at the family of a checkpoint. A new family is a `VisionSide` (or another
+`VisionLanguageModel`) and a line here.
+"""
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rlaifv.config import ModelSpec
+from rlaifv.errors import ArtifactError, ConfigError
+from rlaifv.models.base import TextModel, VisionLanguageModel
+from rlaifv.models.branches import TrainableModel
+from rlaifv.models.checkpoint import Checkpoint, end_tokens, find_checkpoint, load_module
+from rlaifv.models.llava import Llava
+from rlaifv.models.prompting import Prompter
+from rlaifv.models.shared_prefix import SharedPrefixModel
+from rlaifv.models.text import ChatModel
+
+
+def load_model(spec: ModelSpec) -> VisionLanguageModel:
+    """The policy or labeller that `spec` names, on the GPU if there is one.
+
+    Raises ConfigError for a path, family or format that cannot be used, and ArtifactError for a
+    checkpoint with missing, broken or surplus weights; messages name the file.
+    """
+    return load_trainable(spec)
+
+
+def load_trainable(spec: ModelSpec) -> TrainableModel:
+    """The same, for training; raises ConfigError where gradients are out of reach."""
+    checkpoint = find_checkpoint(spec)
+    family = spec.family if spec.family != "auto" else checkpoint.model_type
+    if family != checkpoint.model_type:
+        raise ConfigError(
+            f"model {spec.path}: family is {family!r}, but config.json says "
+            f"model_type {checkpoint.model_type!r}"
+        )
+    if family == "llava":
+        return _load_llava(checkpoint, spec)
+    raise ConfigError(f"model {spec.path}: no vision-language family {family!r}; known: 'llava'")
+
+
+def _load_llava(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
+    source = str(checkpoint.folder)
+    try:
+        processor = AutoProcessor.from_pretrained(source, local_files_only=True, backend="pil")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{source}: the processor cannot be loaded: {error}") from error
+    module = load_module(checkpoint, LlavaForConditionalGeneration, dtype=spec.dtype)
+    return SharedPrefixModel(
+        Llava(module),
+        Prompter(processor, source=source),
+        batch_size=spec.batch_size,
+        eos_ids=end_tokens(module, processor.tokenizer),
+    )
+
+
+def load_text_model(spec: ModelSpec) -> TextModel:
+    """A chat model without images; errors as for `load_model`."""
+    checkpoint = find_checkpoint(spec)
+    source = str(checkpoint.folder)
+    if checkpoint.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(
+            f"model {spec.path}: model_type {checkpoint.model_type!r} cannot be loaded as a chat "
+            "model without images"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{source}: the tokenizer cannot be loaded: {error}") from error
+    module = load_module(checkpoint, AutoModelForCausalLM, dtype=spec.dtype)
+    return ChatModel(module, tokenizer, batch_size=spec.batch_size, source=source)

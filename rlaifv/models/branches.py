@@ -1,0 +1,170 @@
+"""One prefix and several branches in one row: each branch as if it alone followed the prefix.
+
+Positions restart at the end of the prefix, a block mask keeps branches apart, and the first token
+of each branch is predicted from the last token of the prefix. The result is that of one row per
+branch, at the price of one prefix (measured prior art for pairs of text: arXiv 2410.20305).
+
+Shapes:  B rows;  L tokens of a row;  I images;  F features of an image;  E width;
+M positions that are read.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlaifv.models.attention import PADDING, PREFIX
+from rlaifv.models.base import Branches, VisionLanguageModel
+
+
+class TokenRow(NamedTuple):
+    """A prefix with its image's placeholders, and what may follow it."""
+
+    prefix: list[int]
+    branches: list[list[int]]
+
+    @property
+    def length(self) -> int:
+        return len(self.prefix) + sum(map(len, self.branches))
+
+
+class PackedRows(NamedTuple):
+    """Rows padded on the right."""
+
+    ids_BL: Tensor
+    positions_BL: Tensor
+    segments_BL: Tensor
+    """`attention.PREFIX`, the branch's number from 1, or `attention.PADDING`."""
+
+    def to(self, device: torch.device) -> "PackedRows":
+        return PackedRows(*(tensor.to(device) for tensor in self))
+
+
+class BranchBatch(NamedTuple):
+    """Rows of answers, ready to be scored; tensors lie on the model's device."""
+
+    packed: PackedRows
+    pixels: Tensor
+    """Of the I different images, as the vision tower takes them."""
+    image_of_row_B: Tensor
+    sources_M: Tensor
+    """Where the prediction of each answer token is read: index into the flattened rows."""
+    targets_M: Tensor
+    """The answer tokens."""
+    counts: tuple[tuple[int, ...], ...]
+    """Per row and answer: its number of tokens, end of sequence included."""
+
+    def split(self, logps_M: Tensor) -> list[list[Tensor]]:
+        """Per row and answer, from all values in a line."""
+        parts = iter(torch.split(logps_M, [count for row in self.counts for count in row]))
+        return [[next(parts) for _ in row] for row in self.counts]
+
+
+class TrainableModel(VisionLanguageModel, Protocol):
+    """A model whose answer log-probabilities can be differentiated."""
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The transformers module. Adapters put into it in place take part in every method."""
+        ...
+
+    def encode_branches(
+        self, rows: Sequence[Branches], *, max_length: int | None = None
+    ) -> BranchBatch:
+        """Tokens and pixels of some rows; raises ArtifactError with the row's number.
+
+        `max_length`: most tokens of prompt, image and one answer; default: the model's context.
+        """
+        ...
+
+    def vision_features(self, pixels: Tensor) -> Tensor:
+        """What the vision tower says about images, before the projector: [I, F, E].
+
+        Without gradients where the tower is frozen. Worth keeping between epochs.
+        """
+        ...
+
+    def branch_logps(
+        self, batch: BranchBatch, *, features: Tensor | None = None
+    ) -> list[list[Tensor]]:
+        """Per row and answer: log-probability in nats of each token, float32 [tokens].
+
+        Gradients flow unless they are off. `features` replaces `vision_features(batch.pixels)`.
+        """
+        ...
+
+    def two_row_logps(
+        self, rows: Sequence[Branches], *, max_length: int | None = None
+    ) -> list[list[Tensor]]:
+        """The same by the plain way: transformers' own forward on one full row per answer."""
+        ...
+
+
+def pack(rows: Sequence[TokenRow], *, pad_id: int) -> PackedRows:
+    """Tensors of some rows, on the CPU."""
+    length = max(row.length for row in rows)
+    shape = (len(rows), length)
+    packed = PackedRows(
+        torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long), torch.full(shape, PADDING)
+    )
+    for index, row in enumerate(rows):
+        start = len(row.prefix)
+        positions, segments = list(range(start)), [PREFIX] * start
+        for number, branch in enumerate(row.branches, start=1):
+            positions += range(start, start + len(branch))
+            segments += [number] * len(branch)
+        ids = [*row.prefix, *(token for branch in row.branches for token in branch)]
+        values = (ids, positions, segments)
+        for tensor, value in zip(packed, values, strict=True):
+            tensor[index, : row.length] = torch.tensor(value)
+    return packed
+
+
+def answer_sources(rows: Sequence[TokenRow], *, width: int) -> list[int]:
+    """Flat index of the position that predicts each branch token, in order, for rows of `width`."""
+    sources: list[int] = []
+    for index, row in enumerate(rows):
+        end = index * width + len(row.prefix)
+        last_of_prefix = end - 1
+        for branch in row.branches:
+            sources += [last_of_prefix, *range(end, end + len(branch) - 1)]
+            end += len(branch)
+    return sources
+
+
+def end_sources(rows: Sequence[TokenRow], *, width: int) -> list[int]:
+    """Flat index of the last position of each branch: it predicts what follows the branch."""
+    sources: list[int] = []
+    for index, row in enumerate(rows):
+        end = index * width + len(row.prefix)
+        for branch in row.branches:
+            end += len(branch)
+            sources.append(end - 1)
+    return sources
+
+
+def question_rows(prompts: Sequence[list[int]], *, image_id: int, budget: int) -> list[TokenRow]:
+    """Prompts about one image as branches behind what they have in common, in order.
+
+    The common part is that of the token lists, so every prompt keeps the tokens it has alone.
+    Where it does not contain the image (a template that puts the question first) each prompt gets
+    a row of its own; more than `budget` branch tokens go into several rows.
+    """
+    columns = zip(*prompts, strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda ids: len(set(ids)) == 1, columns))
+    shared = min(common, min(map(len, prompts)) - 1)
+    if image_id not in prompts[0][:shared]:
+        return [TokenRow(prompt[:-1], [prompt[-1:]]) for prompt in prompts]
+    rows: list[TokenRow] = []
+    room = 0
+    for prompt in prompts:
+        branch = prompt[shared:]
+        if not rows or len(branch) > room:
+            rows.append(TokenRow(prompt[:shared], []))
+            room = budget
+        rows[-1].branches.append(branch)
+        room -= len(branch)
+    return rows

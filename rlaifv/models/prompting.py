@@ -1,0 +1,132 @@
+"""From questions and answers to tokens and back, and from image bytes to pixels.
+
+A prompt is rendered by the checkpoint's own chat template (one user turn: image, then question).
+An answer is tokenised apart from its prompt and ends with the end-of-sequence token. Generated
+text keeps every character that the tokenizer gives back, so tokenising it again yields the tokens
+that were generated, except where a tokenizer has several spellings of one text and the model did
+not choose the canonical one. An answer cut at its length limit is scored with an end token all
+the same, as in the reference release.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from rlaifv.errors import ArtifactError, ConfigError
+from rlaifv.images import BadImageError, decode
+from rlaifv.models.base import Generation
+
+LLAVA_V1 = (
+    "{{ bos_token }}A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
+    "{% for message in messages %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %} ASSISTANT:"
+)
+"""LLaVA's `llava_v1` conversation, for checkpoints without a template.
+
+The release samples, trains and evaluates with it.
+"""
+
+
+class Prompter:
+    """Tokens and pixels of one checkpoint."""
+
+    def __init__(self, processor: ProcessorMixin, *, source: str) -> None:
+        self._processor = processor
+        self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        self._template = processor.chat_template or LLAVA_V1
+        self._source = source
+        self.image_id: int = self._tokenizer.convert_tokens_to_ids(processor.image_token)
+        if self._tokenizer.eos_token_id is None:
+            raise ConfigError(f"{source}: the tokenizer has no end-of-sequence token")
+
+    @property
+    def pad_id(self) -> int:
+        """Any id will do: padding is never seen."""
+        return int(self._tokenizer.eos_token_id)
+
+    @property
+    def eos_id(self) -> int:
+        return int(self._tokenizer.eos_token_id)
+
+    def prompt(self, question: str, *, row: int) -> list[int]:
+        """Token ids with one placeholder for the image; raises ArtifactError naming the row."""
+        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        text = self._processor.apply_chat_template(
+            [{"role": "user", "content": parts}],
+            chat_template=self._template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        bos = self._tokenizer.bos_token
+        add_specials = bos is None or not text.startswith(bos)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_specials)["input_ids"]
+        if ids.count(self.image_id) != 1:
+            raise ArtifactError(
+                f"row {row}: the prompt has {ids.count(self.image_id)} image placeholders, "
+                f"expected 1; does the question contain {self._processor.image_token!r}?"
+            )
+        return ids
+
+    def with_image(self, ids: Sequence[int], num_tokens: int) -> list[int]:
+        """The placeholder repeated, once per image feature."""
+        at = ids.index(self.image_id)
+        return [*ids[:at], *([self.image_id] * num_tokens), *ids[at + 1 :]]
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer, end of sequence included."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, self.eos_id]
+
+    def generation(self, tokens: Sequence[int], eos_ids: Sequence[int]) -> Generation:
+        """See `as_generation`."""
+        return as_generation(self._tokenizer, tokens, eos_ids)
+
+    def word_ids(self, words: Sequence[str]) -> list[int]:
+        """The different ids of words that are one token each at the start of an answer.
+
+        Raises ConfigError for a word that the tokenizer splits: its first piece would also count
+        other words.
+        """
+        found: set[int] = set()
+        for word in words:
+            ids = self.answer(word)[:-1]
+            if len(ids) != 1 or ids[0] == self._tokenizer.unk_token_id:
+                raise ConfigError(
+                    f"{self._source}: cannot be used as a labeller: its tokenizer spells "
+                    f"{word!r} as {len(ids)} tokens, expected 1"
+                )
+            found.add(ids[0])
+        return sorted(found)
+
+    def pixels(self, images: Sequence[bytes], rows: Sequence[int]) -> Tensor:
+        """The images as the vision tower takes them; raises ArtifactError naming the row."""
+        pictures = []
+        for image, row in zip(images, rows, strict=True):
+            try:
+                pictures.append(decode(image))
+            except BadImageError as error:
+                raise ArtifactError(f"row {row}: image: {error}") from error
+        batch: Any = self._processor.image_processor(pictures, return_tensors="pt")
+        pixels: Tensor = batch["pixel_values"]
+        return pixels
+
+    def num_image_tokens(self, pixels: Tensor) -> int:
+        """How many features the vision tower makes of each of these images."""
+        processor, (height, width) = self._processor, pixels.shape[-2:]
+        patches: int = (height // processor.patch_size) * (width // processor.patch_size)
+        dropped = processor.vision_feature_select_strategy == "default"  # the class token
+        return patches + int(processor.num_additional_image_tokens) - int(dropped)
+
+
+def as_generation(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], eos_ids: Sequence[int]
+) -> Generation:
+    """Generated tokens as text, special tokens left out."""
+    text: str = tokenizer.decode(
+        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return Generation(text, len(tokens), "stop" if tokens[-1] in eos_ids else "length")

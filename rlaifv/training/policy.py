@@ -1,0 +1,116 @@
+"""The policy in training: which parts train, how pairs are scored, what a checkpoint holds."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlaifv.config import ModelSpec, TrainConfig
+from rlaifv.errors import ArtifactError
+from rlaifv.models import load_trainable
+from rlaifv.models.base import Branches
+from rlaifv.models.branches import BranchBatch
+from rlaifv.models.checkpoint import find_checkpoint
+from rlaifv.records import PreferencePair
+from rlaifv.training.parts import (
+    freeze_all_but_language_and_projector,
+    recompute_activations,
+    save_full,
+    vision_tower,
+)
+
+FEATURE_CACHE_BYTES = 8 * 2**30
+"""LLaVA-1.5 in bfloat16: 1.18 MB per image, so the images of an iteration fit."""
+
+
+class Policy(nn.Module):
+    """A model with language model and projector (or adapters) trainable, the vision tower frozen."""
+
+    def __init__(self, spec: ModelSpec, config: TrainConfig, *, base: str) -> None:
+        super().__init__()
+        self._engine = load_trainable(spec)
+        self._source, self._max_length = find_checkpoint(spec).folder, config.max_length
+        self.module = self._engine.module
+        self._features = _FeatureCache(self._engine.vision_features, max_bytes=FEATURE_CACHE_BYTES)
+        self._adapted = None
+        if config.lora is None:
+            freeze_all_but_language_and_projector(self.module)
+        else:
+            from rlaifv.training import adapters  # PEFT takes seconds to import
+
+            self._adapted = adapters.attach(self.module, config.lora, base=base)
+        if config.gradient_checkpointing:
+            recompute_activations(self.module)
+        self.module.train()
+        vision_tower(self.module).eval()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters that training changes, by their name in the module."""
+        named = self.module.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def forward(self, pairs: Sequence[PreferencePair]) -> list[list[Tensor]]:
+        """Per pair: token log-probabilities of the chosen and of the rejected answer, float32.
+
+        Raises ArtifactError naming the pair that is too long or whose image is broken.
+        """
+        batch = self._encode(pairs)
+        images = {
+            number: pair.image.bytes
+            for number, pair in zip(batch.image_of_row_B.tolist(), pairs, strict=True)
+        }
+        features = [
+            self._features.get(images[number], batch.pixels[number : number + 1])
+            for number in range(len(batch.pixels))
+        ]
+        return self._engine.branch_logps(batch, features=torch.cat(features))
+
+    def _encode(self, pairs: Sequence[PreferencePair]) -> BranchBatch:
+        try:
+            return self._engine.encode_branches(
+                [_row(pair) for pair in pairs], max_length=self._max_length
+            )
+        except ArtifactError:  # names a row of this batch
+            for pair in pairs:
+                try:
+                    self._engine.encode_branches([_row(pair)], max_length=self._max_length)
+                except ArtifactError as error:
+                    raise ArtifactError(f"pairs: pair {pair.pair_id}: {error}") from error
+            raise
+
+    def save(self, folder: Path) -> None:
+        """The checkpoint: a full tree in the policy's precision, or an adapter."""
+        if self._adapted is None:
+            save_full(self.module, folder, like=self._source)
+        else:
+            from rlaifv.training import adapters
+
+            adapters.save_adapter(self._adapted, folder)
+
+
+class _FeatureCache:
+    """What the frozen vision tower says of each image, kept on the host until `max_bytes`.
+
+    Images go through the tower one by one, so that features do not depend on which other images a
+    batch has: a resumed run computes the same bits.
+    """
+
+    def __init__(self, compute: Callable[[Tensor], Tensor], *, max_bytes: int) -> None:
+        self._compute, self._free_bytes = compute, max_bytes
+        self._features: dict[bytes, Tensor] = {}
+
+    def get(self, image: bytes, pixels: Tensor) -> Tensor:
+        """Features [1, F, E] of one image, on the device of its `pixels`."""
+        kept = self._features.get(image)
+        if kept is not None:
+            return kept.to(pixels.device)
+        features = self._compute(pixels).detach()
+        if (size := features.nbytes) <= self._free_bytes:
+            self._free_bytes -= size
+            self._features[image] = features.cpu()
+        return features
+
+
+def _row(pair: PreferencePair) -> Branches:
+    return Branches(pair.image.bytes, pair.question, (pair.chosen, pair.rejected))

@@ -1,0 +1,95 @@
+"""What a person sees while a run goes on: a line per finished stage, and a live last line."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import TextIO
+
+from controller.loop import Progress, Watcher
+from controller.plan import ShardId, ShardState
+from controller.summary import percent, report_metric
+from rlaifv.config import RunConfig
+from rlaifv.pipeline import STAGES, num_shards
+from rlaifv.records import Choice
+from rlaifv.store import Manifest
+
+ERASE = "\r\x1b[K"
+WIDTH = 100
+
+
+class Console(Watcher):
+    """Writes to a stream; the live line only when that is a terminal."""
+
+    def __init__(self, config: RunConfig, stream: TextIO) -> None:
+        self._config = config
+        self._stream = stream
+        self._live = stream.isatty()
+        self._started = time.monotonic()
+        self._failures: dict[ShardId, int] = {}
+
+    def look(self, progress: Progress) -> None:
+        for line in self._new_failures(progress):
+            self.say(line)
+        if self._live:
+            self._stream.write(f"{ERASE}{self._line(progress)[:WIDTH]}")
+            self._stream.flush()
+
+    def stage_done(self, iteration: int, manifest: Manifest) -> None:
+        rows = sum(part.rows for part in manifest.parts)
+        seconds = sum(part.seconds for part in manifest.parts)
+        bad = sum(part.quarantined for part in manifest.parts)
+        text = (
+            f"iteration {iteration}  {manifest.stage:<8} {rows:>7} rows {seconds:>8.1f} s of work"
+        )
+        self.say(text + (f"  {bad} rows quarantined" if bad else ""))
+
+    def chosen(self, iteration: int, choice: Choice) -> None:
+        value = report_metric(self._config, choice.metrics, "response_hallucination")
+        figures = f"; response-level hallucination {percent(value)}" if value is not None else ""
+        what = f"step {choice.step}" if choice.step else choice.reason
+        self.say(f"iteration {iteration}  choose   {what}{figures}")
+
+    def say(self, line: str) -> None:
+        """One lasting line, with the minutes since the start."""
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        erase = ERASE if self._live else ""
+        self._stream.write(f"{erase}{minutes:3d}:{seconds:02d}  {line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Removes the live line."""
+        if self._live:
+            self._stream.write(ERASE)
+            self._stream.flush()
+
+    def _new_failures(self, progress: Progress) -> Iterator[str]:
+        for identity, shard in progress.shards.items():
+            if shard.phase != "ended" or not shard.exit_code:
+                continue
+            if self._failures.get(identity) != shard.attempts:
+                self._failures[identity] = shard.attempts
+                yield f"{identity}: attempt {shard.attempts} {ending(shard)}: {shard.reason}"
+
+    def _line(self, progress: Progress) -> str:
+        running = Counter(
+            (identity.iteration, identity.stage)
+            for identity, shard in progress.shards.items()
+            if shard.phase == "running"
+        )
+        parts = []
+        for (iteration, stage), count in sorted(
+            running.items(), key=lambda item: list(STAGES).index(item[0][1])
+        ):
+            done = len(progress.state.done(self._config, iteration, stage))
+            total = num_shards(self._config, stage)
+            parts.append(f"{stage} {done}/{total} done, {count} running")
+        current = min((iteration for iteration, _ in running), default=len(progress.state.choices))
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        head = f"{minutes:3d}:{seconds:02d}  iteration {current} of {self._config.iterations}"
+        return f"{head}  {' | '.join(parts)}"
+
+
+def ending(shard: ShardState) -> str:
+    """How the last attempt of a shard ended, in words."""
+    code = shard.exit_code or 0
+    return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"

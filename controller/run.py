@@ -1,0 +1,141 @@
+"""`python -m controller run`: builds the configuration, holds the run, drives it to its end."""
+
+import contextlib
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import NamedTuple, NoReturn
+
+from controller.executors.base import Executor
+from controller.executors.choose import ExecutorSettings, open_executor
+from controller.executors.local import LocalSettings
+from controller.lock import hold
+from controller.loop import Loop
+from controller.places import RunPlace, run_place, shown
+from controller.plan import Planner, Stop
+from controller.progress import Console
+from controller.report.build import REPORT, write_report
+from controller.status import clear_stop, note_stop
+from controller.summary import table, write_summary
+from rlaifv.choosing import choose_checkpoint
+from rlaifv.config import RunConfig, changed_fields
+from rlaifv.errors import ConfigError, RlaifvError
+from rlaifv.pipeline import CONFIG
+from rlaifv.recipes import Wishes, build_config
+from rlaifv.store import Store
+
+
+class Order(NamedTuple):
+    """What a user asks `run` to do."""
+
+    wishes: Wishes
+    root: str
+    executor: str
+    workers: int
+    threads: int
+    isolated: bool
+    command: tuple[str, ...]
+    """As typed; said again to resume."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: end like Ctrl-C, with its own exit code."""
+
+
+def run(order: Order) -> int:
+    """Runs or resumes; returns the exit code."""
+    config = build_config(order.wishes)
+    place = run_place(order.root, config.name)
+    local = LocalSettings(place.folder, order.workers, order.threads, order.isolated)
+    executor = open_executor(ExecutorSettings(order.executor, local))
+    with hold(place.folder):
+        config = settle_config(place.store, config, grow=order.wishes.iterations is not None)
+        place.store.backend.sweep("")  # nothing else writes: we hold the run
+        clear_stop(place.store)
+        return drive_run(order, config, place=place, executor=executor)
+
+
+def settle_config(run: Store, config: RunConfig, *, grow: bool) -> RunConfig:
+    """Writes `config.json` the first time; later compares with it.
+
+    Only `iterations` may grow; when they were not asked for (`grow` is false), the stored number
+    stands. Raises ConfigError naming every field that differs.
+    """
+    if run.write_json_once(CONFIG, config):
+        return config
+    stored = run.read_json(CONFIG, RunConfig)
+    if not grow:
+        config = config.model_copy(update={"iterations": stored.iterations})
+    if changes := changed_fields(stored, config):
+        lines = "\n  ".join(changes)
+        raise ConfigError(
+            f"{run}: this run was started with another configuration:\n  {lines}\n"
+            "Ask for the same one to resume it, or give the new one a name of its own (--name)."
+        )
+    if config.iterations > stored.iterations:
+        run.write_bytes(CONFIG, (config.model_dump_json(indent=1) + "\n").encode())
+    return config
+
+
+def drive_run(order: Order, config: RunConfig, *, place: RunPlace, executor: Executor) -> int:
+    """Drives a run that is held to its end, and says how it ended; returns the exit code."""
+    console = Console(config, sys.stderr)
+    planner = Planner(config, place.uri, executor.unit)
+    loop = Loop(
+        place.store,
+        planner=planner,
+        executor=executor,
+        watcher=console,
+        chooser=choose_checkpoint,
+    )
+    try:
+        with _terminable():
+            console.say(f"run {config.name} at {place.uri}")
+            stop = loop.drive()
+    except RlaifvError as error:  # a damaged artifact, or a choice that cannot be made
+        stop = Stop(str(error), error.exit_code)
+    except (KeyboardInterrupt, Terminated) as interrupt:
+        console.close()
+        executor.cancel()
+        _say("stopped; nothing that was finished is lost")
+        _say(f"go on with: {shlex.join(order.command)}")
+        return 130 if isinstance(interrupt, KeyboardInterrupt) else 143
+    finally:
+        executor.cancel()
+        console.close()
+    return _end(stop, config, run=place.store, command=order.command)
+
+
+def _end(stop: Stop, config: RunConfig, *, run: Store, command: tuple[str, ...]) -> int:
+    entries = write_summary(run, config)
+    if entries:
+        write_report(run, config)
+        print(table(entries))
+        print(f"report: {shown(str(run), REPORT)}")
+    if stop.exit_code == 0:
+        return 0
+    note_stop(run, stop)
+    _say(f"the run stopped: {stop.reason}")
+    _say(f"logs: python -m controller status {shlex.quote(str(run))}")
+    _say(f"once that is mended, go on with: {shlex.join(command)}")
+    return stop.exit_code if stop.exit_code > 0 else 1
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turns SIGTERM into an exception, so that stages are ended before the controller is."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,120 @@
+"""The local executor: bounded processes, their logs, and how they end."""
+
+import os
+import queue
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from controller.executors.choose import ExecutorSettings, open_executor
+from controller.executors.launchers import Ended, ForkServer
+from controller.executors.local import LocalExecutor, LocalSettings
+from controller.plan import JobSpec, ShardId
+from rlaifv.errors import ConfigError
+from rlaifv.pipeline import STAGES
+
+
+def spec(folder: Path, *actions: str, stage: str = "sample", shards: int = 1) -> JobSpec:
+    """A job of `shards` shards that all do the same."""
+    argv = ("tests.fake_stage", str(folder / "mark"), *actions, "--shard", "{shard}")
+    return JobSpec("job", 0, STAGES[stage], argv, tuple(range(shards)), shards)
+
+
+def wait_until(executor: LocalExecutor, condition: Callable[[], bool]) -> None:
+    """Lets the executor work until the condition holds; fails after a minute."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        executor.wait(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_an_ending_is_reported_with_its_reason_and_the_next_attempt_appends(
+    tmp_path: Path,
+) -> None:
+    executor = LocalExecutor(LocalSettings(tmp_path, workers=1, threads=3, isolated=True))
+    shard = ShardId(0, "sample", 0)
+    job = spec(tmp_path, "fail", "kill", "succeed")
+    for attempt, code in [(1, 65), (2, -9), (3, 0)]:
+        executor.submit(job)
+        wait_until(executor, lambda: executor.states()[shard].phase == "ended")
+        state = executor.states()[shard]
+        assert (state.attempts, state.exit_code) == (attempt, code)
+        if attempt == 1:
+            assert state.reason == "ArtifactError: row 7 is bad"
+    assert "attempt 0 threads 3" in executor.logs(shard)
+    assert "attempt 2 threads 3" in executor.logs(shard)
+    log = tmp_path / "logs/iteration-0/sample/00000-of-00001.log"
+    assert str(log) in executor.logs(shard)
+    assert log.is_file()
+    executor.cancel()
+
+
+def test_no_more_shards_run_at_once_than_there_are_workers(tmp_path: Path) -> None:
+    executor = LocalExecutor(LocalSettings(tmp_path, workers=2, isolated=True))
+    executor.submit(spec(tmp_path, "sleep", stage="respond", shards=3))
+    executor.submit(spec(tmp_path, "sleep", stage="prepare", shards=1))
+    executor.wait(0.0)
+    running = {shard for shard, state in executor.states().items() if state.phase == "running"}
+    assert running == {ShardId(0, "prepare", 0), ShardId(0, "respond", 0)}  # earlier stages first
+    executor.cancel()
+
+
+def test_cancelling_ends_what_runs(tmp_path: Path) -> None:
+    executor = LocalExecutor(LocalSettings(tmp_path, workers=1, isolated=True))
+    executor.submit(spec(tmp_path, "sleep"))
+    mark = tmp_path / "mark.pid"
+    wait_until(executor, mark.exists)
+    executor.cancel()
+    assert executor.states()[ShardId(0, "sample", 0)].exit_code == -15
+    assert not is_alive(int(mark.read_text()))
+
+
+def test_a_passing_failure_waits_before_its_next_attempt(tmp_path: Path) -> None:
+    executor = LocalExecutor(LocalSettings(tmp_path, workers=1, isolated=True))
+    shard = ShardId(0, "sample", 0)
+    job = spec(tmp_path, "later", "succeed")
+    executor.submit(job)
+    wait_until(executor, lambda: executor.states()[shard].phase == "ended")
+    executor.submit(job)
+    executor.wait(0.0)
+    assert executor.states()[shard].phase == "waiting"
+    wait_until(executor, lambda: executor.states()[shard].exit_code == 0)
+    assert executor.states()[shard].attempts == 2
+    executor.cancel()
+
+
+def test_forks_of_a_server_that_dies_are_reported_and_the_next_start_brings_up_another(
+    tmp_path: Path,
+) -> None:
+    ended: queue.Queue[Ended] = queue.Queue()
+    server = ForkServer(
+        os.environ, ended, log=tmp_path / "server.log", module="tests.fake_forkserver"
+    )
+    server.start(1, ["exit", "65"], tmp_path / "log")
+    assert ended.get(timeout=60) == Ended(1, 65)
+    server.start(2, ["stay"], tmp_path / "log")
+    server.kill(2, 15)
+    assert ended.get(timeout=60) == Ended(2, -15)
+    server.start(3, ["stay"], tmp_path / "log")
+    server.start(4, ["die"], tmp_path / "log")
+    assert sorted(ended.get(timeout=60) for _ in range(2)) == [Ended(3, -9), Ended(4, -9)]
+    server.start(5, ["exit", "0"], tmp_path / "log")
+    assert ended.get(timeout=60) == Ended(5, 0)
+    server.close()
+    assert ended.empty()
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_an_executor_of_a_later_version_says_so(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ConfigError, match="later version"):
+        open_executor(ExecutorSettings(kind, LocalSettings(tmp_path)))

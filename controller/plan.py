@@ -24,7 +24,7 @@ from rlaifv.pipeline import (
     respond_shard,
 )
 from rlaifv.records import Choice
-from rlaifv.store._store import COMPLETE
+from rlaifv.store import COMPLETE
 
 MAX_FAILURES = 3
 """Attempts at a shard that ends with 1 (a bug) or leaves no part; the next one rarely helps."""

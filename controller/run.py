@@ -52,7 +52,7 @@ def run(order: Order) -> int:
     executor = open_executor(ExecutorSettings(order.executor, local))
     with hold(place.folder):
         config = settle_config(place.store, config, grow=order.wishes.iterations is not None)
-        place.store.backend.sweep("")  # nothing else writes: we hold the run
+        place.store.sweep()  # nothing else writes: we hold the run
         clear_stop(place.store)
         return drive_run(order, config, place=place, executor=executor)
 

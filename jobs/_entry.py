@@ -6,20 +6,26 @@ A stage is a generator function `stage(job) -> rows`; `main` writes its rows as 
 import argparse
 import datetime
 import hashlib
+import itertools
+import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
 
 from rlaifv import __version__
-from rlaifv.config import ModelSpec, RunConfig
-from rlaifv.errors import ConfigError, RlaifvError
+from rlaifv.config import ModelSpec, RunConfig, parse_config
+from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
 from rlaifv.pipeline import (
     ARTIFACTS,
+    CHOICE,
     CONFIG,
     STAGES,
     Shard,
@@ -29,14 +35,20 @@ from rlaifv.pipeline import (
     quarantine_key,
 )
 from rlaifv.places import policy_spec, policy_tree
-from rlaifv.records import Quarantined, Record
+from rlaifv.records import Answer, Claim, Instruction, Quarantined, Record
 from rlaifv.store import Provenance, Store, explain_os_error, open_store
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
 T = TypeVar("T")
+Follower = TypeVar("Follower", Answer, Claim)
+Stage = Callable[["Job"], Iterator[Record]]
 IMAGE_VARIABLE = "RLAIFV_IMAGE"
 """Set by the launcher to the container image with its digest; recorded in the provenance."""
+GROUP_SIZES = "group_sizes"
+"""Note of an instructions part: rows in each of its groups. A group has fewer than `group_size`
+where rows were quarantined; later stages must not shift rows between groups because of that."""
+TERMINATED = 128 + signal.SIGTERM
 PROGRESS_SECONDS = 30.0
 
 
@@ -45,7 +57,7 @@ class Job:
 
     def __init__(self, run: Store, *, stage: str, iteration: int, shard: Shard) -> None:
         self.run = run
-        self.config = run.read_json(CONFIG, RunConfig)
+        self.config = _read_config(run)
         self.stage = STAGES[stage]
         self.iteration = iteration
         self.shard = shard
@@ -60,10 +72,17 @@ class Job:
         count = num_shards(self.config, writer.name)
         return [part_key(self.iteration, artifact, Shard(i, count)) for i in range(count)]
 
+    def origin(self, artifact: str, *, part: int | None = None) -> Provenance:
+        """Provenance of one part of an input artifact (default: this shard's), noted as input."""
+        key = self.parts(artifact)[self.shard.index if part is None else part]
+        origin = self.run.provenance(key)
+        self.inputs[key] = origin.rows_sha256
+        return origin
+
     def read(self, artifact: str, record: type[R], *, part: int | None = None) -> Iterator[R]:
         """Rows of one part of an input artifact (default: this shard's), noted as an input."""
+        self.origin(artifact, part=part)
         key = self.parts(artifact)[self.shard.index if part is None else part]
-        self.inputs[key] = self.run.provenance(key).rows_sha256
         return self.run.read_part(key, record)
 
     def read_all(self, artifact: str, record: type[R]) -> Iterator[R]:
@@ -77,32 +96,70 @@ class Job:
         self.inputs["policy"] = self.run.tree_digest(tree) if tree else self.config.policy.path
         return policy_spec(self.run, self.config, self.iteration)
 
+    def seed(self, item: str) -> int:
+        """63 bits for one item of this iteration: its random numbers depend on nothing else."""
+        text = f"{self.config.seed}/{self.iteration}/{item}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
     def quarantine(self, row: Quarantined) -> None:
         """Sets a bad input row aside; it is counted and stored beside the part."""
         log.warning("quarantined %s row %d: %s: %s", row.file, row.row, row.field, row.problem)
         self.quarantined.append(row)
 
-    def groups(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
-        """Items in groups of `shards.group_size`, with progress; batches never cross a group."""
-        size = self.config.shards.group_size
+    def instruction_groups(self) -> Iterator[list[Instruction]]:
+        """This shard's instructions, in the groups in which `prepare` dealt them."""
+        sizes = [int(size) for size in self.origin("instructions").notes[GROUP_SIZES].split()]
+        rows = self.read("instructions", Instruction)
+        groups = (list(itertools.islice(rows, size)) for size in sizes)
+        return self.progress((group for group in groups if group), total=sum(sizes))
+
+    def follow(
+        self, artifact: str, record: type[Follower]
+    ) -> Iterator[tuple[list[Instruction], list[Follower]]]:
+        """Each group of instructions with the rows of `artifact` that belong to it.
+
+        Raises ArtifactError for rows that are out of order or without instruction.
+        """
+        rows = self.read(artifact, record)
+        row = next(rows, None)
+        for group in self.instruction_groups():
+            mine: list[Follower] = []
+            ids = {instruction.instruction_id for instruction in group}
+            while row is not None and row.instruction_id in ids:
+                mine.append(row)
+                row = next(rows, None)
+            yield group, mine
+        if row is not None:
+            raise ArtifactError(
+                f"{self.parts(artifact)[self.shard.index]}: instruction {row.instruction_id!r} "
+                "is out of order, or not among this shard's instructions"
+            )
+
+    def progress(self, groups: Iterable[list[T]], *, total: int | None = None) -> Iterator[list[T]]:
+        """The groups, with a bar on a terminal and a log line every half minute."""
         started = reported = time.monotonic()
-        bar = tqdm(total=len(items), desc=self.stage.name, unit="row", disable=None, leave=False)
-        with bar:
-            for start in range(0, len(items), size):
-                group = items[start : start + size]
+        done = 0
+        with tqdm(total=total, desc=self.stage.name, unit="row", disable=None, leave=False) as bar:
+            for group in groups:
                 yield group
+                done += len(group)
                 bar.update(len(group))
                 now = time.monotonic()
                 if now - reported > PROGRESS_SECONDS:
-                    rate = (start + len(group)) / (now - started)
-                    log.info(
-                        "progress rows=%d/%d rate=%.1f/s", start + len(group), len(items), rate
-                    )
+                    rate = done / (now - started)
+                    log.info("progress rows=%d/%s rate=%.1f/s", done, total or "?", rate)
                     reported = now
 
 
-def run_stage(job: Job, stage: Callable[[Job], Iterator[Record]]) -> bool:
-    """Runs one shard and commits its part; False when another writer was first."""
+def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive groups of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, size)):
+        yield group
+
+
+def run_stage(job: Job, stage: Stage) -> bool:
+    """Runs one shard and commits what it writes; False when another writer was first."""
     started = time.monotonic()
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -131,25 +188,37 @@ def run_stage(job: Job, stage: Callable[[Job], Iterator[Record]]) -> bool:
             job.run.write_part(key, job.quarantined, record=Quarantined, origin=origin)
 
     key = done_key(job.iteration, job.stage.name, job.shard)
-    record = ARTIFACTS[job.stage.writes]
-    won = job.run.write_part(key, rows(), record=record, origin=origin)
+    if job.stage.writes == CHOICE:
+        (choice,) = stage(job)
+        won, count = job.run.write_json_once(key, choice), 1
+    else:
+        record = ARTIFACTS[job.stage.writes]
+        won = job.run.write_part(key, rows(), record=record, origin=origin)
+        count = job.run.provenance(key).rows
     log.info(
         "%s rows=%d quarantined=%d seconds=%.1f",
         "committed" if won else "another writer was first; ours is dropped",
-        job.run.provenance(key).rows,
+        count,
         len(job.quarantined),
         time.monotonic() - started,
     )
     return won
 
 
-def main(stage: Callable[[Job], Iterator[Record]], argv: Sequence[str] | None = None) -> int:
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """A wrong flag is a wrong configuration: trying again cannot help."""
+        self.exit(ConfigError.exit_code, f"{self.format_usage()}{self.prog}: {message}\n")
+
+
+def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     """Parses `--run --iteration --shard`, runs the stage unless it is done, returns the exit code.
 
     A stage's flags are exactly these three, for ever: everything else is in `config.json`.
+    SIGTERM ends it with 143; what is not committed is removed.
     """
     name = stage.__name__
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=stage.__doc__)
+    parser = _Parser(prog=f"python -m jobs.{name}", description=stage.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--run", required=True, help="URI of the run, e.g. file:///runs/demo")
     parser.add_argument("--iteration", required=True, type=int, help="0, 1, 2, ...")
@@ -158,27 +227,46 @@ def main(stage: Callable[[Job], Iterator[Record]], argv: Sequence[str] | None = 
     label = f"{flags.run.rstrip('/').rsplit('/', 1)[-1]} {flags.iteration} {name} {flags.shard}"
     _start_logging(label)
     try:
-        shard = _parse_shard(flags.shard)
-        run = open_store(flags.run)
-        done = done_key(flags.iteration, name, shard)
-        if run.exists(done):
-            log.info("done already: %s", done)
-            return 0
-        job = Job(run, stage=name, iteration=flags.iteration, shard=shard)
-        expected = num_shards(job.config, name)
-        if shard.count != expected:
-            raise ConfigError(f"--shard {shard}: config.json gives {name} {expected} shards")
-        run_stage(job, stage)
+        with _unwinding_on_sigterm():
+            _run(stage, run_uri=flags.run, iteration=flags.iteration, shard=flags.shard)
     except RlaifvError as error:
-        log.error("%s: %s", type(error).__name__, error)  # noqa: TRY400 - no traceback for these
+        log.error("%s: %s", type(error).__name__, error)
         return error.exit_code
     except OSError as error:
         explained = explain_os_error(error, error.filename or flags.run)
         if not isinstance(explained, RlaifvError):
             raise
-        log.error("%s: %s", type(explained).__name__, explained)  # noqa: TRY400 - as above
+        log.error("%s: %s", type(explained).__name__, explained)
         return explained.exit_code
     return 0
+
+
+def _run(stage: Stage, *, run_uri: str, iteration: int, shard: str) -> None:
+    parsed = _parse_shard(shard)
+    run = open_store(run_uri)
+    name = stage.__name__
+    done = done_key(iteration, name, parsed)
+    if run.exists(done):
+        log.info("done already: %s", done)
+        return
+    job = Job(run, stage=name, iteration=iteration, shard=parsed)
+    expected = num_shards(job.config, name)
+    if parsed.count != expected:
+        raise ConfigError(f"--shard {parsed}: config.json gives {name} {expected} shards")
+    if not 0 <= iteration < job.config.iterations:
+        raise ConfigError(f"--iteration {iteration}: config.json has {job.config.iterations}")
+    run_stage(job, stage)
+
+
+def _read_config(run: Store) -> RunConfig:
+    source = f"{run}/{CONFIG}"
+    try:
+        values = json.loads(run.read_bytes(CONFIG))
+    except ValueError as error:
+        raise ConfigError(f"{source}: not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: expected an object, got {type(values).__name__}")
+    return parse_config(values, source=source)
 
 
 def _parse_shard(text: str) -> Shard:
@@ -186,6 +274,24 @@ def _parse_shard(text: str) -> Shard:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise ConfigError(f"--shard {text}: expected I/N with 0 <= I < N, such as 3/8")
     return Shard(int(index), int(count))
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that temporary files are removed; a second one is ignored."""
+
+    def terminate(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python delivers signals to the main thread only
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start_logging(label: str) -> None:

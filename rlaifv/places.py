@@ -8,13 +8,14 @@ from rlaifv.config import ModelSpec, RunConfig
 from rlaifv.errors import ConfigError
 from rlaifv.pipeline import choice_key, merged_key
 from rlaifv.records import Choice
-from rlaifv.store import Store
+from rlaifv.store import Store, local_copy
 
 
 def local_path(name: str) -> Path:
-    """The file or folder that `name` means: a path, `file:///...` or `package:<module>/<path>`.
+    """The file or folder that `name` means: a path, a URI, or `package:<module>/<path>`.
 
-    The path need not exist. Raises ConfigError for a package that is not installed.
+    `file:///...` and paths need not exist; an `s3://` tree or object is downloaded into the cache.
+    Raises ConfigError for a package that is not installed, ArtifactError for a missing object.
     """
     if name.startswith("package:"):
         module, _, inner = name.removeprefix("package:").partition("/")
@@ -22,6 +23,8 @@ def local_path(name: str) -> Path:
             return Path(str(importlib.resources.files(module).joinpath(inner)))
         except ModuleNotFoundError as error:
             raise ConfigError(f"{name}: no such package: {error}") from error
+    if name.startswith("s3://"):
+        return local_copy(name)
     if name.startswith("file://"):
         return Path(unquote(urlsplit(name).path))
     return Path(name)

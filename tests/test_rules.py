@@ -33,7 +33,7 @@ def test_every_stage_has_a_job_whose_docstring_says_what_it_reads_and_writes(nam
     stage = pipeline.STAGES[name]
     function = getattr(importlib.import_module(f"jobs.{name}"), name)
     doc = inspect.getdoc(function) or ""
-    said = dict(re.findall(r"^(reads|writes): (.*)$", doc, re.MULTILINE))
+    said = dict(re.findall(r"^(reads|writes): ?(.*)$", doc, re.MULTILINE))
     reads = tuple(part.strip() for part in said["reads"].split(",")) if said["reads"] else ()
     assert (reads, said["writes"]) == (stage.reads, stage.writes)
 

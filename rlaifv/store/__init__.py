@@ -5,8 +5,13 @@ folder of files with `_COMPLETE` written last; the rest is JSON. Credentials, at
 validation, checksums and caches are hidden here.
 """
 
+from pathlib import Path
+
+from rlaifv.store._debris import Debris, debris, remove_debris
+from rlaifv.store._doctor import Finding, check_before_run, probe
 from rlaifv.store._local import LocalBackend, explain_os_error
 from rlaifv.store._store import (
+    COMPLETE,
     Backend,
     FileInfo,
     Manifest,
@@ -18,17 +23,25 @@ from rlaifv.store._store import (
 )
 
 __all__ = [
+    "COMPLETE",
     "Backend",
+    "Debris",
     "FileInfo",
+    "Finding",
     "LocalBackend",
     "Manifest",
     "ObjectInfo",
     "PartInfo",
     "Provenance",
     "Store",
+    "check_before_run",
+    "debris",
     "explain_os_error",
     "file_digest",
+    "local_copy",
     "open_store",
+    "probe",
+    "remove_debris",
 ]
 
 
@@ -40,3 +53,16 @@ def open_store(uri: str) -> Store:
     from rlaifv.store._open import open_backend  # keeps boto3 out of local runs
 
     return Store(open_backend(uri))
+
+
+def local_copy(uri: str) -> Path:
+    """The tree or the single object at an `s3://` URI, in the cache on the local disk.
+
+    Raises ArtifactError when there is neither; a folder without `_COMPLETE` is not a tree.
+    """
+    from rlaifv.store._s3 import S3Backend
+
+    root, _, key = uri.rstrip("/").rpartition("/")
+    backend = S3Backend(root)
+    store = Store(backend)
+    return store.tree_path(key) if store.tree_exists(key) else backend.file_path(key)

@@ -12,6 +12,10 @@ def open_backend(uri: str) -> Backend:
     """The back end for `uri`; raises ConfigError for a scheme that is not known."""
     if "://" not in uri:
         return LocalBackend(Path(uri))
+    if uri.startswith("s3://"):
+        from rlaifv.store._s3 import S3Backend  # keeps boto3 out of local runs
+
+        return S3Backend(uri)
     parts = urlsplit(uri)
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):

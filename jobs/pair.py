@@ -1,0 +1,49 @@
+"""Preference pairs: the answer with fewer rejected claims is chosen."""
+
+import heapq
+import itertools
+import logging
+import sys
+from collections.abc import Iterator
+
+from jobs._entry import Job, main
+from rlaifv.errors import ArtifactError
+from rlaifv.pairs import Evidence, build_pairs, to_pair
+from rlaifv.records import Answer, Claim, Instruction, PreferencePair, Verdict
+
+log = logging.getLogger(__name__)
+
+
+def pair(job: Job) -> Iterator[PreferencePair]:
+    """Joins all shards; images are read again for the chosen pairs only, in their order.
+
+    reads: instructions, answers, claims, verdicts
+    writes: pairs
+    """
+    image_ids = {
+        row.instruction_id: row.image_id for row in job.read_all("instructions", Instruction)
+    }
+    evidence = Evidence(
+        job.read_all("answers", Answer),
+        job.read_all("claims", Claim),
+        job.read_all("verdicts", Verdict),
+    )
+    result = build_pairs(image_ids, evidence, config=job.config.pair, seed=job.config.seed)
+    job.notes |= {name: str(value) for name, value in result.counts._asdict().items()}
+    job.notes["length_ratio"] = str(result.length_ratio)
+    log.info("pairs %s", " ".join(f"{key}={value}" for key, value in job.notes.items()))
+    parts = range(len(job.parts("instructions")))
+    instructions = heapq.merge(
+        *(job.read("instructions", Instruction, part=part) for part in parts),
+        key=lambda row: row.instruction_id,
+    )
+    for instruction_id, plans in itertools.groupby(result.plans, lambda plan: plan.instruction_id):
+        row = next((row for row in instructions if row.instruction_id == instruction_id), None)
+        if row is None:
+            raise ArtifactError(f"instructions: {instruction_id!r} is out of order in its part")
+        for plan in plans:
+            yield to_pair(plan, row, ds_name=job.config.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(pair))

@@ -1,0 +1,47 @@
+"""Answers of one checkpoint to benchmark questions."""
+
+import itertools
+import sys
+from collections.abc import Iterator
+
+from jobs._checkpoints import load_ordinal
+from jobs._entry import Job, in_groups, main
+from rlaifv.benchmarks import load_benchmark
+from rlaifv.pipeline import respond_shard
+from rlaifv.records import Response
+
+
+def respond(job: Job) -> Iterator[Response]:
+    """Decodes with beams, or greedily; ordinal 0 is the policy before training.
+
+    reads: checkpoints, policy
+    writes: responses
+    """
+    config = job.config.respond
+    ordinal, slice_ = respond_shard(job.config, job.shard)
+    loaded = load_ordinal(job, ordinal)
+    if loaded is None:
+        return
+    from rlaifv.models.base import Decoding, Prompt  # torch: not for --help
+
+    decoding = Decoding(config.max_new_tokens, num_beams=config.num_beams)
+    benchmarks = [(spec.name, load_benchmark(spec)) for spec in config.benchmarks]
+    asked = ((name, question) for name, each in benchmarks for question in each.questions())
+    groups = in_groups(asked, job.config.shards.group_size)
+    mine = itertools.islice(groups, slice_.index, None, slice_.count)
+    for group in job.progress(mine):
+        prompts = [Prompt(question.image, question.question) for _, question in group]
+        answers = loaded.model.answer(prompts, decoding=decoding)
+        for (name, question), (made,) in zip(group, answers, strict=True):
+            yield Response(
+                benchmark=name,
+                question_id=question.question_id,
+                step=loaded.step,
+                text=made.text,
+                num_tokens=made.num_tokens,
+                finish_reason=made.finish_reason,
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main(respond))

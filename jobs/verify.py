@@ -1,0 +1,48 @@
+"""The labeller's verdict on each claim."""
+
+import hashlib
+import random
+import sys
+from collections.abc import Iterator
+
+from jobs._entry import Job, main
+from jobs._models import describe_model
+from rlaifv.records import Claim, Verdict
+
+
+def verify(job: Job) -> Iterator[Verdict]:
+    """Asks for every claim; equal questions about equal images once per group.
+
+    reads: instructions, claims
+    writes: verdicts
+    """
+    from rlaifv.models import load_model  # torch: not for --help, nor for a shard that is done
+    from rlaifv.models.base import ImageQuestions
+
+    config = job.config.verify
+    model = load_model(config.labeller)
+    job.notes |= {"labeller": describe_model(config.labeller), "control": config.control}
+    for group, claims in job.follow("claims", Claim):
+        pictures = {hashlib.sha256(row.image.bytes).digest(): row.image.bytes for row in group}
+        image_of = {r.instruction_id: hashlib.sha256(r.image.bytes).digest() for r in group}
+        asked: dict[bytes, dict[str, None]] = {}
+        for row in claims:
+            asked.setdefault(image_of[row.instruction_id], {})[row.question] = None
+        rows = [
+            ImageQuestions(pictures[image], tuple(f"{text}{config.suffix}" for text in texts))
+            for image, texts in asked.items()
+        ]
+        replies = zip(asked.items(), model.yes_no(rows), strict=True)
+        said = {
+            (i, q): reply for (i, qs), each in replies for q, reply in zip(qs, each, strict=True)
+        }
+        verdicts = [said[image_of[row.instruction_id], row.question] for row in claims]
+        if config.control == "shuffled":
+            random.Random(job.seed(f"shuffled/{group[0].instruction_id}")).shuffle(verdicts)
+        for row, (p_yes, p_no) in zip(claims, verdicts, strict=True):
+            ids = row.model_dump(include={"instruction_id", "answer_id", "claim_id"})
+            yield Verdict(**ids, p_yes=p_yes, p_no=p_no)
+
+
+if __name__ == "__main__":
+    sys.exit(main(verify))

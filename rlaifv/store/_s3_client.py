@@ -1,0 +1,171 @@
+"""One bucket: credentials, time bounds and retries for every request, in one place.
+
+botocore's own retries are off: the ones here also cover what it leaves alone (a body that is cut
+or trickles, a token that has expired, 409, a digest that does not fit), with one time bound.
+"""
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast, get_args
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
+from botocore.response import StreamingBody
+
+from rlaifv.errors import ConfigError
+from rlaifv.store._s3_errors import Place, judge
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+log = logging.getLogger(__name__)
+logging.getLogger("botocore").setLevel(logging.WARNING)  # its debug lines hold signatures, tokens
+T = TypeVar("T")
+Checksums = Literal["when_required", "when_supported"]
+THREADS = 8
+"""Requests at once for trees and large files; with 8 MiB blocks, 64 MiB of memory."""
+SINGLE_WRITER = "RLAIFV_S3_SINGLE_WRITER"
+ADDRESSING = "RLAIFV_S3_ADDRESSING"
+
+
+class Settings(NamedTuple):
+    """How to talk to the server; the environment gives what boto3's own chain does not."""
+
+    attempts: int = 8
+    """Per request; with `backoff_seconds`, 25 s of waiting on average before giving up."""
+    backoff_seconds: float = 0.5
+    """The n-th wait is drawn from 0 to this times 2**n, at most 20 s (full jitter)."""
+    connect_seconds: float = 5.0
+    read_seconds: float = 60.0
+    """For silence; a body that trickles is bounded by `bytes_per_second` besides."""
+    bytes_per_second: int = 100_000
+    """A body slower than this is cut and asked for again."""
+    addressing: Literal["path", "virtual", "auto"] = "auto"
+    """`auto`: path-style for an endpoint of one's own, virtual hosts for AWS."""
+    request_checksums: Checksums = "when_required"
+    """S3's additional checksums. boto3's default, `when_supported`, breaks stores that do not know
+    the trailing checksums it then sends; our own SHA-256 is kept and verified either way, and the
+    payload's SHA-256 is part of every signature."""
+    response_checksums: Checksums = "when_required"
+    single_writer: bool = False
+    """The server ignores `If-None-Match`: look first, then write. Loses a race."""
+
+    @staticmethod
+    def from_environment() -> "Settings":
+        """Raises ConfigError for a value that is not one."""
+        attempts = os.environ.get("AWS_MAX_ATTEMPTS", str(Settings().attempts))
+        if not attempts.isdecimal() or not int(attempts):
+            raise ConfigError(f"AWS_MAX_ATTEMPTS={attempts}: expected a positive number")
+        return Settings(
+            attempts=int(attempts),
+            addressing=cast(
+                Literal["path", "virtual", "auto"],
+                _one_of(ADDRESSING, ("auto", "path", "virtual")),
+            ),
+            request_checksums=cast(
+                Checksums, _one_of("AWS_REQUEST_CHECKSUM_CALCULATION", get_args(Checksums))
+            ),
+            response_checksums=cast(
+                Checksums, _one_of("AWS_RESPONSE_CHECKSUM_VALIDATION", get_args(Checksums))
+            ),
+            single_writer=_one_of(SINGLE_WRITER, ("0", "1")) == "1",
+        )
+
+
+def _one_of(variable: str, values: Sequence[str]) -> str:
+    """The value of an environment variable; the first of `values` when it is not set."""
+    value = os.environ.get(variable, "").lower() or values[0]
+    if value not in values:
+        raise ConfigError(f"{variable}={value}: expected {' or '.join(values)}")
+    return value
+
+
+class Bucket:
+    """Requests to one bucket. Threads may share it; a forked process gets connections of its own."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name = name
+        self.settings = settings
+        self._lock = threading.Lock()
+        self._client: S3Client | None = None
+        self._process = 0
+
+    def call(self, what: str, action: Callable[["S3Client"], T]) -> T:
+        """The result of `action`, made again after a failure that may pass.
+
+        `what` names the object in messages. Raises ConfigError, ArtifactError or TransientError.
+        """
+        renewed = False
+        for attempt in range(1, self.settings.attempts + 1):
+            client = self.client()
+            try:
+                return action(client)
+            except (ClientError, BotoCoreError) as error:
+                place = Place(self.name, client.meta.endpoint_url)
+                verdict = judge(error, what=what, place=place)
+                renew = verdict.renew and not renewed
+                if not (verdict.again or renew) or attempt == self.settings.attempts:
+                    raise verdict.error from error
+                log.info("attempt %d of %d: %s", attempt, self.settings.attempts, verdict.error)
+                if renew:
+                    renewed = True
+                    self._drop(client)
+            bound = min(20.0, self.settings.backoff_seconds * 2 ** (attempt - 1))
+            time.sleep(random.uniform(0, bound))
+        raise AssertionError("the last attempt returns or raises")
+
+    def read(self, body: StreamingBody, expected: int) -> bytes:
+        """A whole body; one that trickles or is cut raises a botocore error, for `call`."""
+        seconds = self.settings.read_seconds + expected / self.settings.bytes_per_second
+        # recv() returns a trickle byte by byte, each within its own timeout; only this ends it.
+        watchdog = threading.Timer(seconds, body._raw_stream.shutdown)  # type: ignore[attr-defined]
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            data = body.read()
+        finally:
+            watchdog.cancel()
+            body.close()
+        if len(data) != expected:
+            raise IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
+        return data
+
+    def client(self) -> "S3Client":
+        """boto3's client, made when first needed: a process that was forked must not share one."""
+        with self._lock:
+            if self._client is None or self._process != os.getpid():
+                self._client, self._process = self._connect(), os.getpid()
+            return self._client
+
+    def _drop(self, client: "S3Client") -> None:
+        with self._lock:
+            if self._client is client:
+                self._client = None  # the next one reads the credentials anew
+
+    def _connect(self) -> "S3Client":
+        settings = self.settings
+        config = Config(
+            connect_timeout=settings.connect_seconds,
+            read_timeout=settings.read_seconds,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            max_pool_connections=4 * THREADS,
+            tcp_keepalive=True,
+            request_checksum_calculation=settings.request_checksums,
+            response_checksum_validation=settings.response_checksums,
+        )
+        if settings.addressing != "auto":
+            config = config.merge(Config(s3={"addressing_style": settings.addressing}))
+        try:
+            client = boto3.session.Session().client("s3", config=config)
+        except BotoCoreError as error:
+            raise judge(error, what="S3", place=Place(self.name, "")).error from error
+        except ValueError as error:  # "Invalid endpoint: ..."
+            raise ConfigError("AWS_ENDPOINT_URL: not the URL of an endpoint") from error
+        if "@" in client.meta.endpoint_url:  # would end up in tracebacks
+            raise ConfigError("AWS_ENDPOINT_URL: must not hold a user or a password")
+        return client

@@ -1,0 +1,414 @@
+"""The store on S3 servers: killed writers, killed servers, long listings, other people's tools."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow.fs
+import pyarrow.parquet as pq
+import pytest
+
+from rlaifv.errors import ArtifactError, ConfigError
+from rlaifv.pipeline import Shard, part_key
+from rlaifv.places import local_path
+from rlaifv.records import Answer
+from rlaifv.store import Store, debris, local_copy, open_store, remove_debris
+from rlaifv.store._cache import Cache
+from rlaifv.store._s3 import S3Backend
+from tests.faultproxy import Fault, FaultProxy
+from tests.s3servers import (
+    ACCESS_KEY,
+    BUCKET,
+    SECRET_KEY,
+    Server,
+    free_port,
+    plain_client,
+    running,
+    use,
+)
+from tests.test_store_s3_contract import KEY, TREE, answers, make_tree, write
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running("versitygw", tmp_path_factory.mktemp("versitygw")) as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
+    use(server.endpoint, monkeypatch, tmp_path)
+    return open_store(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["versitygw", "ministack"])
+def test_one_of_32_writers_wins_in_every_of_200_rounds(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with running(kind, tmp_path / "server") as server, ThreadPoolExecutor(32) as pool:
+        use(server.endpoint, monkeypatch, tmp_path)
+        store = open_store(f"s3://{BUCKET}/race")
+        gate = threading.Barrier(32)
+        source = tmp_path / "parts"
+        source.mkdir()
+        for number in range(32):
+            (source / str(number)).write_bytes(f"writer {number}".encode() * 1000)
+        for lap in range(200):
+
+            def attempt(number: int, key: str = f"part-{lap}") -> bool:
+                gate.wait()
+                return store.backend.put_file_if_absent(key, source / str(number))
+
+            won = list(pool.map(attempt, range(32)))
+            assert won.count(True) == 1, f"round {lap}"
+            data = (source / str(won.index(True))).read_bytes()
+            assert store.read_bytes(f"part-{lap}") == data
+
+
+UPLOAD = """
+import os, sys
+from rlaifv.store import open_store
+with open_store(sys.argv[1]).new_tree(sys.argv[2]) as folder:
+    for name in ("config.json", "model.safetensors"):
+        os.symlink(os.path.join(sys.argv[3], name), folder / name)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_upload_is_invisible_and_resumed_and_its_debris_can_be_removed(
+    store: Store, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    files = {"config.json": b"{}", "model.safetensors": os.urandom(50_000_000)}
+    (tmp_path / "files").mkdir()
+    for name, data in files.items():
+        (tmp_path / "files" / name).write_bytes(data)
+    with FaultProxy(server.endpoint) as proxy:
+        proxy.add(Fault("answer", "PUT", path_part="partNumber=6", times=10**6))
+        child = subprocess.Popen(
+            [sys.executable, "-c", UPLOAD, str(store), TREE, str(tmp_path / "files")],
+            cwd=ROOT,
+            env=os.environ | {"AWS_ENDPOINT_URL": proxy.endpoint},
+        )
+        _wait(lambda: proxy.count("PUT", "partNumber") >= 6 and proxy.count("PUT", "config.json"))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert not store.tree_exists(TREE)
+    with pytest.raises(ArtifactError, match="no complete tree"):
+        store.tree_path(TREE)
+    left = debris(store, "", older_than_seconds=0)
+    assert [(item.kind, item.key) for item in left] == [
+        ("upload", f"{TREE}/model.safetensors"),
+        ("tree", TREE),
+    ]
+    assert debris(store, "", older_than_seconds=3600) == []
+
+    with FaultProxy(server.endpoint) as proxy:  # the retry
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        make_tree(open_store(str(store)), TREE, files)
+        assert proxy.count("PUT", "config.json") == 0  # it was there already
+    folder = store.tree_path(TREE)
+    assert {name: (folder / name).read_bytes() for name in files} == files
+    (upload,) = debris(store, "", older_than_seconds=0)
+    remove_debris(store, upload)
+    remove_debris(store, left[1])  # listed as unfinished; complete by now
+    assert debris(store, "", older_than_seconds=0) == []
+    assert store.tree_exists(TREE)
+
+
+def _wait(condition: object) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # the only way to see another process's progress
+
+
+def test_debris_of_other_bytes_does_not_end_up_in_the_tree(store: Store) -> None:
+    store.write_bytes(f"{TREE}/model", b"of a writer that was killed")
+    make_tree(store, TREE, {"model": b"of the one that finished", "config.json": b"{}"})
+    assert (store.tree_path(TREE) / "model").read_bytes() == b"of the one that finished"
+    names = {item.key.removeprefix(f"{TREE}/") for item in store.objects(TREE)}
+    (moved,) = names - {"_COMPLETE", "config.json"}
+    assert moved.endswith("/model")
+
+
+def test_an_unfinished_tree_can_be_removed(store: Store) -> None:
+    store.write_bytes(f"{TREE}/model", b"12345")
+    (found,) = debris(store, "iteration-0", older_than_seconds=0)
+    assert (found.key, found.num_bytes) == (TREE, 5)
+    remove_debris(store, found)
+    assert list(store.objects("")) == []
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_restarted_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with running("versitygw", tmp_path / "server") as server:
+        use(server.endpoint, monkeypatch, tmp_path)
+        store = open_store(f"s3://{BUCKET}/run")
+        keys = [part_key(0, "answers", Shard(i, 40)) for i in range(40)]
+        gate = threading.Event()
+
+        def attempt(key: str) -> bool:
+            if key == keys[20]:
+                gate.set()
+            return write(store, key, answers(5, text=key))
+
+        with ThreadPoolExecutor(4) as pool:
+            futures = [pool.submit(attempt, key) for key in keys]
+            gate.wait()
+            server.kill()
+            server.start()
+            assert all(future.result() for future in futures)
+        assert [item.key for item in store.objects("")] == keys
+        for key in keys:
+            assert list(store.read_part(key, Answer)) == answers(5, text=key)
+
+
+@pytest.mark.slow
+def test_ten_thousand_parts_are_listed_with_eleven_requests(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with running("versitygw", tmp_path / "server") as server, FaultProxy(server.endpoint) as proxy:
+        use(proxy.endpoint, monkeypatch, tmp_path)
+        folder = tmp_path / "server/data" / BUCKET / "run/iteration-0/answers"
+        folder.mkdir(parents=True)
+        for index in range(10_000):
+            (folder / f"{index:05d}-of-10000.parquet").touch()
+        started = time.monotonic()
+        found = [item.key for item in open_store(f"s3://{BUCKET}/run").objects("iteration-0")]
+        assert found == [part_key(0, "answers", Shard(i, 10_000)) for i in range(10_000)]
+        assert proxy.count("GET") <= 11
+        assert len(proxy.requests) == proxy.count("GET")
+        assert time.monotonic() - started < 30
+
+
+def test_provenance_of_a_large_part_is_read_without_the_part(
+    store: Store, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row.model_copy(update={"text": os.urandom(30_000).hex()}) for row in answers(400)]
+    write(store, KEY, rows)
+    size = store.backend.size(KEY)
+    assert size is not None
+    assert size > 10_000_000
+    with FaultProxy(server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert open_store(str(store)).provenance(KEY).rows == 400
+        assert [request.headers["range"] for request in proxy.requests] == ["bytes=-65536"]
+
+
+# --- a name that is a URI -----------------------------------------------------------------
+
+
+def test_a_model_or_a_file_may_be_named_by_its_uri(
+    store: Store, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(store, "models/tiny", {"config.json": b"{}"})
+    store.write_bytes("benchmarks/questions.jsonl", b"{}\n")
+    assert (local_path(f"{store}/models/tiny") / "config.json").read_bytes() == b"{}"
+    file = local_path(f"{store}/benchmarks/questions.jsonl")
+    assert (file.name, file.read_bytes()) == ("questions.jsonl", b"{}\n")
+    with pytest.raises(ArtifactError, match=r"no such object, and no complete tree"):
+        local_copy(f"{store}/models")
+    store.write_bytes("benchmarks/questions.jsonl", b"[]\n")
+    assert local_path(f"{store}/benchmarks/questions.jsonl").read_bytes() == b"[]\n"
+
+
+def test_a_tree_is_downloaded_once(
+    store: Store, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(store, TREE, {"model": b"1"})
+    with FaultProxy(server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        again = open_store(str(store))
+        assert again.tree_path(TREE) == again.tree_path(TREE)
+        assert proxy.count("GET", "step-000004/model") == 1
+
+
+# --- the cache ----------------------------------------------------------------------------
+
+
+def fill(folder: Path) -> None:
+    (folder / "data").write_bytes(bytes(400))
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from rlaifv.store._cache import Cache
+folder = Cache(Path(sys.argv[1]), 1000).entry("held", 400, fill=lambda f: (f / "data").write_bytes(bytes(400)))
+print(folder, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_cache_evicts_the_least_recently_used_but_none_in_use(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline().strip() == str(tmp_path / "held")
+        for name in ("old", "new"):  # as another process left them
+            shutil.copytree(tmp_path / "held", tmp_path / name)
+            (tmp_path / f"{name}.lock").touch()
+        shutil.rmtree(tmp_path / "new")
+        cache = Cache(tmp_path, 1000)
+        cache.entry("mine", 400, fill=fill)
+        assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["held", "mine"]
+        with pytest.raises(ConfigError, match="do not fit"):
+            cache.entry("more", 400, fill=fill)
+        other.communicate("")
+
+
+def test_a_failed_download_leaves_no_entry(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise ArtifactError("damaged")
+
+    cache = Cache(tmp_path, 1000)
+    with pytest.raises(ArtifactError, match="damaged"):
+        cache.entry("digest", 400, fill=fail)
+    assert (cache.entry("digest", 400, fill=fill) / "data").stat().st_size == 400
+
+
+# --- other people's tools -----------------------------------------------------------------
+
+
+def arrow_filesystem(server: Server) -> pyarrow.fs.S3FileSystem:
+    return pyarrow.fs.S3FileSystem(
+        access_key=ACCESS_KEY,
+        secret_key=SECRET_KEY,
+        endpoint_override=server.endpoint.removeprefix("http://"),
+        scheme="http",
+        region="us-east-1",
+    )
+
+
+def test_a_person_can_browse_the_bucket(store: Store, server: Server) -> None:
+    write(store, KEY, answers(3))
+    make_tree(store, TREE, {"config.json": b"{}"})
+    client, run = plain_client(server.endpoint), str(store).rsplit("/", 1)[1]
+    page = client.list_objects_v2(Bucket=BUCKET, Prefix=f"{run}/iteration-0/", Delimiter="/")
+    folders = [item["Prefix"] for item in page["CommonPrefixes"]]
+    assert folders == [f"{run}/iteration-0/answers/", f"{run}/iteration-0/checkpoints/"]
+    page = client.list_objects_v2(Bucket=BUCKET, Prefix=f"{run}/{TREE}/", Delimiter="/")
+    names = [item["Key"].rsplit("/", 1)[1] for item in page["Contents"]]
+    assert names == ["_COMPLETE", "config.json"]
+
+
+def test_arrow_pandas_and_duckdb_read_a_part_directly(store: Store, server: Server) -> None:
+    write(store, KEY, answers(3))
+    path = f"{str(store).removeprefix('s3://')}/{KEY}"
+    table = pq.read_table(path, filesystem=arrow_filesystem(server))
+    assert table.to_pandas()["text"].tolist() == [row.text for row in answers(3)]
+    duckdb = pytest.importorskip("duckdb")
+    arrow = pytest.importorskip("fsspec.implementations.arrow")
+    connection = duckdb.connect()
+    connection.register_filesystem(_as_s3(arrow, server))
+    rows = connection.sql(f"select count(*), sum(num_tokens) from 's3fs://{path}'").fetchall()  # noqa: S608
+    assert rows == [(3, 27)]
+
+
+def _as_s3(arrow: object, server: Server) -> object:
+    """An fsspec file system, as duckdb and `datasets` want it, over Arrow's S3 client."""
+    wrapper = arrow.ArrowFSWrapper  # type: ignore[attr-defined]
+
+    class ArrowS3(wrapper):  # type: ignore[misc, valid-type]
+        protocol = "s3fs"
+
+        def __init__(self, **options: object) -> None:
+            super().__init__(fs=arrow_filesystem(server), **options)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return path.removeprefix("s3fs://").rstrip("/")
+
+    return ArrowS3()
+
+
+@pytest.mark.slow
+def test_datasets_reads_a_part_directly(
+    store: Store, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    fsspec = pytest.importorskip("fsspec")
+    arrow = pytest.importorskip("fsspec.implementations.arrow")
+    write(store, KEY, answers(3))
+    fsspec.register_implementation("s3fs", type(_as_s3(arrow, server)), clobber=True)
+    path = f"s3fs://{str(store).removeprefix('s3://')}/{KEY}"
+    found = datasets.load_dataset(
+        "parquet", data_files=path, split="train", streaming=True, cache_dir=str(tmp_path)
+    )
+    assert [row["text"] for row in found] == [row.text for row in answers(3)]
+
+
+# --- secrets ------------------------------------------------------------------------------
+
+FAIL_AND_SUCCEED = """
+import logging, sys
+from rlaifv.errors import RlaifvError
+from rlaifv.store import open_store, probe
+logging.basicConfig(level=logging.DEBUG)
+good, down = sys.argv[1:]
+store = open_store(good)
+store.write_bytes("x", b"1")
+store.read_bytes("x")
+print(probe(store))
+for uri in ("s3://missing-bucket/x",):
+    try:
+        open_store(uri).read_bytes("x")
+    except RlaifvError as error:
+        logging.error("%s", error)
+import os
+os.environ["AWS_ENDPOINT_URL"] = down
+os.environ["AWS_MAX_ATTEMPTS"] = "2"
+try:
+    open_store(good).read_bytes("x")
+except RlaifvError as error:
+    logging.exception("%s", error)
+"""
+
+
+@pytest.mark.slow
+def test_no_secret_is_logged_or_stored_even_at_debug_level(
+    store: Store, server: Server, tmp_path: Path
+) -> None:
+    down = f"http://someone:hushhush@127.0.0.1:{free_port()}"
+    done = subprocess.run(
+        [sys.executable, "-c", FAIL_AND_SUCCEED, str(store), down],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "no such bucket" in done.stderr
+    assert "must not hold" in done.stderr
+    said = done.stdout + done.stderr
+    stored = b"".join(store.read_bytes(item.key) for item in store.objects(""))
+    for secret in (SECRET_KEY, ACCESS_KEY, "hushhush", "Signature="):
+        assert secret not in said
+        assert secret.encode() not in stored
+
+
+def test_a_forked_process_has_connections_of_its_own(store: Store) -> None:
+    assert isinstance(store.backend, S3Backend)
+    bucket = store.backend.bucket
+    before = bucket.client()
+    assert bucket.client() is before
+    read, wrote = os.pipe()
+    child = os.fork()
+    if child == 0:  # only what a fork server's child does first
+        os.write(wrote, b"same" if bucket.client() is before else b"new")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 10) == b"new"

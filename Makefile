@@ -3,16 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-unit check fmt docs images cluster-up cluster-down constraints clean
+.PHONY: install demo test test-slow check fmt docs images cluster-up cluster-down constraints clean
 
 demo: install  ## four iterations on the embedded default, then the report
 	$(BIN)/python -m controller run --iterations 4
 
-test: install  ## every test that needs no cluster
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-
-test-unit: install  ## the tests that take less than two seconds each
+test: install  ## every test that is neither slow nor needs a cluster
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: install  ## the others: whole runs, kills, two processes, S3 servers (needs Go)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: install  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -4,96 +4,18 @@ Each command imports what it needs when it is called, so that `--help` is instan
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from rlaifv.errors import RlaifvError
+from controller.flags import parser
+from controller.k8s_cli import COMMANDS, print_cluster_status
+from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
 
-EXAMPLES = """\
-examples:
-  python -m controller run --iterations 4            the demo: four iterations in a few minutes
-  python -m controller run --set seed=1 --name demo-1
-  python -m controller status                        how far the only run below ./runs is
-  python -m controller show pairs --limit 3          rows of an artifact, as JSON lines
-"""
+__all__ = ["main", "parser"]
 
-
-def parser() -> argparse.ArgumentParser:
-    """Every command and flag there is."""
-    top = argparse.ArgumentParser(
-        prog="python -m controller",
-        description="Runs RLAIF-V: sample, verify, pair, train, choose, and again.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _run_flags(commands.add_parser("run", help="start a run, or go on with it"))
-    status = commands.add_parser("status", help="how far a run is")
-    _run_argument(status)
-    status.add_argument("--json", action="store_true", help="for programs")
-    report = commands.add_parser("report", help="write report/index.html and summary.json anew")
-    _run_argument(report)
-    show = commands.add_parser("show", help="print config, table, choice, or rows of an artifact")
-    show.add_argument("what", help="config, table, choice, instructions, answers, pairs, ...")
-    _run_argument(show)
-    show.add_argument("--iteration", type=int, default=0, help="default: 0")
-    show.add_argument("--limit", type=_positive, default=10, help="rows at most (default: 10)")
-    show.add_argument("--json", action="store_true", help="for programs")
-    return top
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not a positive number")
-    return number
-
-
-def _run_argument(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "run", nargs="?", help="name below --root, or a path or URI (default: the only one)"
-    )
-    command.add_argument("--root", default="runs", help="where runs lie (default: ./runs)")
-
-
-def _run_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--recipe", default="demo", help="the configuration to begin with (demo)")
-    command.add_argument("--config", type=Path, metavar="FILE", help="YAML laid over the recipe")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change one value, after --config; may be repeated",
-    )
-    command.add_argument("--iterations", type=int, help="how often to go round; may grow later")
-    command.add_argument("--seed", type=int, help="the same as --set seed=...")
-    command.add_argument("--name", help="the run's name (default: the recipe's)")
-    command.add_argument("--root", default="runs", help="path or URI (default: ./runs)")
-    command.add_argument(
-        "--executor",
-        choices=("local", "docker", "kubernetes"),
-        default="local",
-        help="where stages run (default: local processes)",
-    )
-    command.add_argument(
-        "--workers",
-        type=_positive,
-        default=0,
-        help="local: stages at once (default: the cores, max. 8)",
-    )
-    command.add_argument(
-        "--threads",
-        type=_positive,
-        default=1,
-        help="local: threads per stage (default: 1); rows are bit-equal at an equal number only",
-    )
-    command.add_argument(
-        "--isolated",
-        action="store_true",
-        help="local: a fresh interpreter per shard instead of a warm fork; slower, same rows",
-    )
+MISTAKES = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What a path of a user's own leads to, such as a file where a folder was expected."""
 
 
 def _run(flags: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -108,7 +30,6 @@ def _run(flags: argparse.Namespace, argv: Sequence[str]) -> int:
         iterations=flags.iterations,
         seed=flags.seed,
     )
-    command = ("python", "-m", "controller", *argv)
     order = Order(
         wishes,
         root=flags.root,
@@ -116,17 +37,27 @@ def _run(flags: argparse.Namespace, argv: Sequence[str]) -> int:
         workers=flags.workers,
         threads=flags.threads,
         isolated=flags.isolated,
-        command=command,
+        cluster=flags.cluster,
+        command=("python", "-m", "controller", *argv),
     )
     return run(order)
+
+
+def _evaluate(flags: argparse.Namespace, argv: Sequence[str]) -> int:
+    from controller.evaluate import evaluate, read_flags
+
+    return evaluate(*read_flags(flags, ("python", "-m", "controller", *argv)))
 
 
 def _status(flags: argparse.Namespace) -> int:
     from controller.places import existing_run
     from controller.status import read_status, status_text
 
-    status = read_status(existing_run(flags.root, flags.run))
+    place = existing_run(flags.root, flags.run)
+    status = read_status(place)
     print(status.model_dump_json(indent=1) if flags.json else status_text(status))
+    if flags.executor == "kubernetes" and not flags.json:
+        print_cluster_status(flags)
     return 0
 
 
@@ -145,16 +76,100 @@ def _report(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor(flags: argparse.Namespace) -> int:
+    from controller.doctor import diagnose, diagnosis_text
+
+    diagnosis = diagnose(flags.root, recipe=flags.recipe)
+    print(diagnosis.model_dump_json(indent=1) if flags.json else diagnosis_text(diagnosis))
+    return 0 if diagnosis.healthy else ConfigError.exit_code
+
+
+def _ls(flags: argparse.Namespace) -> int:
+    from controller.ls import list_root, list_run, root_text, run_text
+    from controller.places import existing_run
+
+    if flags.run is None:
+        found = list_root(flags.root)
+        print(found.model_dump_json(indent=1) if flags.json else root_text(found))
+        return 0
+    listing = list_run(existing_run(flags.root, flags.run).store)
+    print(listing.model_dump_json(indent=1) if flags.json else run_text(listing))
+    return 0
+
+
 def _show(flags: argparse.Namespace) -> int:
     from controller.places import existing_run
-    from controller.show import SHOWN, Wanted, show
-    from rlaifv.errors import ConfigError
+    from controller.show import Wanted, read_where, read_words, show
 
-    if flags.what not in SHOWN:
-        raise ConfigError(f"show {flags.what}: expected one of {', '.join(SHOWN)}")
-    wanted = Wanted(flags.what, flags.iteration, limit=flags.limit, json=flags.json)
-    for line in show(existing_run(flags.root, flags.run).store, wanted):
+    target = read_words(flags.what, flags.names)
+    wanted = Wanted(
+        flags.what,
+        flags.iteration,
+        limit=flags.limit,
+        json=flags.json,
+        where=read_where(flags.what, flags.where),
+        identity=target.identity,
+    )
+    for line in show(existing_run(flags.root, target.run).store, wanted):
         print(line)
+    return 0
+
+
+def _lineage(flags: argparse.Namespace) -> int:
+    from controller.lineage import lineage, lineage_text
+    from controller.places import existing_run
+
+    found = lineage(existing_run(flags.root, flags.run).store, flags.what, flags.iteration)
+    print(found.model_dump_json(indent=1) if flags.json else lineage_text(found))
+    return 0
+
+
+def _verify(flags: argparse.Namespace) -> int:
+    from controller.places import existing_run
+    from controller.verify import verification_text, verify
+
+    verification = verify(existing_run(flags.root, flags.run).store)
+    print(verification.model_dump_json(indent=1) if flags.json else verification_text(verification))
+    return ArtifactError.exit_code if verification.problems else 0
+
+
+def _export(flags: argparse.Namespace) -> int:
+    from controller.export import export_checkpoint, export_pairs
+    from controller.places import existing_run
+
+    run = existing_run(flags.root, flags.run).store
+    write = export_pairs if flags.what == "pairs" else export_checkpoint
+    print(write(run, flags.to, iteration=flags.iteration))
+    return 0
+
+
+def _gc(flags: argparse.Namespace) -> int:
+    from controller.gc import collect, collection_text
+    from controller.places import existing_run
+
+    place = existing_run(flags.root, flags.run)
+    found = collect(place, delete=flags.delete, older_than_seconds=3600 * flags.older_than)
+    print(found.model_dump_json(indent=1) if flags.json else collection_text(found))
+    return 0
+
+
+def _import(flags: argparse.Namespace) -> int:
+    from controller.importing import import_benchmark, import_model
+
+    if flags.kind == "model":
+        imported = import_model(flags.root, flags.source, name=flags.name)
+    else:
+        imported = import_benchmark(flags.root, flags.source, name=flags.name)
+    print(imported)
+    return 0
+
+
+def _fork(flags: argparse.Namespace) -> int:
+    from controller.fork import Wish, fork, fork_text
+    from controller.places import existing_run
+
+    wish = Wish(new=flags.new, start=flags.start, sets=tuple(flags.set))
+    print(fork_text(*fork(existing_run(flags.root, flags.run), wish)))
     return 0
 
 
@@ -162,10 +177,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Mistakes end with a message, not a traceback."""
     words = sys.argv[1:] if argv is None else list(argv)
     flags = parser().parse_args(words)
-    commands = {"status": _status, "report": _report, "show": _show}
+    commands = {
+        "status": _status,
+        "report": _report,
+        "show": _show,
+        "ls": _ls,
+        "lineage": _lineage,
+        "verify": _verify,
+        "doctor": _doctor,
+        "export": _export,
+        "gc": _gc,
+        "import": _import,
+        "fork": _fork,
+        **COMMANDS,
+    }
     try:
         if flags.command == "run":
             return _run(flags, words)
+        if flags.command == "evaluate":
+            return _evaluate(flags, words)
         return commands[flags.command](flags)
     except RlaifvError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -179,6 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from rlaifv.store import explain_os_error
 
         explained = explain_os_error(error, str(error.filename))
+        if error.errno in MISTAKES:
+            explained = ConfigError(f"{error.filename}: {error.strerror}")
         if not isinstance(explained, RlaifvError):
             raise
         sys.stderr.write(f"error: {explained}\n")

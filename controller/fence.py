@@ -7,12 +7,16 @@ choices are functions of what is stored).
 
 import re
 
-from rlaifv.errors import TransientError
+from rlaifv.errors import RlaifvError
 from rlaifv.records import Record
 from rlaifv.store import Store
 
 FOLDER = "controllers"
 _NUMBER = re.compile(rf"{FOLDER}/(\d+)\.json")
+
+
+class TakenOver(RlaifvError):
+    """A later controller has begun; being started again must not bring this one back."""
 
 
 class Holder(Record):
@@ -33,10 +37,10 @@ class Fence:
             self.number += 1
 
     def check(self) -> None:
-        """Raises TransientError when a later controller has begun."""
+        """Raises TakenOver when a later controller has begun."""
         if self._run.exists(_key(self.number + 1)):
             later = self._run.read_json(_key(self.number + 1), Holder)
-            raise TransientError(
+            raise TakenOver(
                 f"{self._run}: {later.holder} has taken over (controller {self.number + 1}, this "
                 f"one is {self.number}); this one ends"
             )

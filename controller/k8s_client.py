@@ -90,8 +90,9 @@ class Api:
             start = {"continue": token}
 
     def create(self, path: str, body: Json) -> Json:
-        """Raises ApiError 409 when there is one of that name, which may be our own lost try."""
-        return self._json("POST", path, body=body)
+        """Raises ApiError: 409 when there is one of that name, which may be our own lost try; 400
+        for a field that the server does not know."""
+        return self._json("POST", path, query={"fieldValidation": "Strict"}, body=body)
 
     def replace(self, path: str, body: Json) -> Json:
         """Raises ApiError 409 when `resourceVersion` is no longer the newest."""

@@ -31,6 +31,12 @@ LISTING_SHARE = 10
 """Wait at least this many times as long as a listing took."""
 
 Chooser = Callable[[Store, RunConfig, int], Choice]
+Guard = Callable[[], None]
+"""Called before each action; raises TransientError when another controller has taken the run."""
+
+
+def unguarded() -> None:
+    """For runs that only one machine can reach: a file lock is enough."""
 
 
 class Progress(NamedTuple):
@@ -64,12 +70,14 @@ class Loop:
         executor: Executor,
         watcher: Watcher,
         chooser: Chooser,
+        guard: Guard = unguarded,
     ) -> None:
         self._run = run
         self._planner = planner
         self._executor = executor
         self._watcher = watcher
         self._chooser = chooser
+        self._guard = guard
         self._choices: dict[int, Choice] = {}
 
     def drive(self) -> Stop:
@@ -95,6 +103,7 @@ class Loop:
         return state
 
     def _act(self, action: Action) -> None:
+        self._guard()
         if isinstance(action, Submit):
             self._executor.submit(action.spec)
         elif isinstance(action, WriteManifest):

@@ -149,10 +149,17 @@ class State(NamedTuple):
     def needs_merge(self, config: RunConfig, iteration: int) -> bool:
         """Whether the choice is an adapter that has to become a full tree."""
         choice = self.choices.get(iteration)
-        return config.train.lora is not None and choice is not None and choice.tree is not None
+        wanted = config.train.lora is not None and "merge" in config.stages
+        return wanted and choice is not None and choice.tree is not None
 
     def finished(self, config: RunConfig, iteration: int) -> bool:
-        """Whether the next iteration can start."""
+        """Whether the next iteration can start, or (without `choose`) all stages are complete."""
+        if "choose" not in config.stages:
+            return all(
+                len(self.done(config, iteration, stage)) == num_shards(config, stage)
+                for stage in config.stages
+                if stage != "merge"  # of nothing, without a choice
+            )
         if iteration not in self.choices:
             return False
         merged = done_key(iteration, "merge", Shard(0, 1)) in self.keys
@@ -198,6 +205,15 @@ def plan(planner: Planner, state: State, shards: Mapping[ShardId, ShardState]) -
     return actions
 
 
+def planned_stages(config: RunConfig) -> list[Stage]:
+    """The stages that a run has, in the pipeline's order; `merge` only where there are adapters."""
+    return [
+        stage
+        for stage in STAGES.values()
+        if stage.name in config.stages and (stage.name != "merge" or config.train.lora is not None)
+    ]
+
+
 def _manifests(config: RunConfig, state: State, iteration: int) -> Iterator[WriteManifest]:
     for stage in STAGES.values():
         if stage.writes == CHOICE or manifest_key(iteration, stage.writes) in state.keys:
@@ -208,9 +224,9 @@ def _manifests(config: RunConfig, state: State, iteration: int) -> Iterator[Writ
 
 def _leftovers(config: RunConfig, state: State, iteration: int) -> Iterator[Delete]:
     """Training state, and (unless they are to be kept) the trees that were not chosen."""
-    folder, choice = iteration_key(iteration), state.choices[iteration]
+    folder, choice = iteration_key(iteration), state.choices.get(iteration)
     doomed = list(state.trees.get(f"{folder}/train_state", ()))
-    if not config.train.keep_unselected:
+    if choice is not None and not config.train.keep_unselected:
         kept = {checkpoint_key(iteration, choice.step), merged_key(iteration, choice.step)}
         trees = state.trees.get(f"{folder}/checkpoints", ())
         doomed += [tree for tree in trees if tree not in kept]
@@ -225,9 +241,11 @@ def _steps(
     config = planner.config
     done = {name: state.done(config, iteration, name) for name in STAGES}
     actions: list[Action] = []
-    for stage in STAGES.values():
+    for stage in planned_stages(config):
         if stage.name == "merge" and not state.needs_merge(config, iteration):
             continue
+        if stop := _lacks(config, stage, done):
+            return [stop]
         ready = _ready(config, state, iteration=iteration, stage=stage, done=done)
         if ready is None:
             continue
@@ -252,11 +270,27 @@ def _steps(
 def every_job(planner: Planner) -> Iterator[JobSpec]:
     """The jobs of a whole run as they are submitted when nothing fails, in order."""
     for iteration in range(planner.config.iterations):
-        for stage in STAGES.values():
-            wanted = stage.name != "merge" or planner.config.train.lora is not None
-            if wanted and stage.runs_on != "controller":
+        for stage in planned_stages(planner.config):
+            if stage.runs_on != "controller":
                 for batch in _batches(planner, stage):
                     yield _job(planner, stage, iteration=iteration, batch=batch)
+
+
+def _lacks(config: RunConfig, stage: Stage, done: Mapping[str, frozenset[int]]) -> Stop | None:
+    """The end of a run that has a stage but nothing that makes what it reads."""
+    if stage.name == "respond":  # the policy can answer without any checkpoint
+        return None
+    for artifact in stage.reads:
+        producer = None if artifact == POLICY else WRITERS[artifact].name
+        if producer is None or producer in config.stages:
+            continue
+        if len(done[producer]) < num_shards(config, producer):
+            return Stop(
+                f"{stage.name} reads {artifact}, which are not here, and `stages` is without "
+                f"{producer!r}: add it, or import them",
+                CONFIG_EXIT,
+            )
+    return None
 
 
 def _is_idle(shard: ShardState | None) -> bool:

@@ -26,9 +26,10 @@ class Console(Watcher):
         self._live = stream.isatty()
         self._started = time.monotonic()
         self._failures: dict[ShardId, int] = {}
+        self._waits: set[tuple[int, str, str]] = set()
 
     def look(self, progress: Progress) -> None:
-        for line in self._new_failures(progress):
+        for line in (*self._new_failures(progress), *self._new_waits(progress)):
             self.say(line)
         if self._live:
             self._stream.write(f"{ERASE}{self._line(progress)[:WIDTH]}")
@@ -69,6 +70,14 @@ class Console(Watcher):
             if self._failures.get(identity) != shard.attempts:
                 self._failures[identity] = shard.attempts
                 yield f"{identity}: attempt {shard.attempts} {ending(shard)}: {shard.reason}"
+
+    def _new_waits(self, progress: Progress) -> Iterator[str]:
+        """What a stage waits for, once: quota, nodes, images (`<what>: <details>`)."""
+        for identity, shard in progress.shards.items():
+            what = (identity.iteration, identity.stage, shard.reason.partition(":")[0])
+            if shard.phase == "waiting" and ":" in shard.reason and what not in self._waits:
+                self._waits.add(what)
+                yield f"{identity} waits: {shard.reason}"
 
     def _line(self, progress: Progress) -> str:
         running = Counter(

@@ -5,14 +5,14 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from controller.executors.base import Executor
-from controller.executors.choose import ExecutorSettings, open_executor
+from controller.executors.choose import ExecutorSettings, open_platform
 from controller.executors.local import LocalSettings
-from controller.lock import hold
-from controller.loop import Loop
+from controller.loop import Guard, Loop, unguarded
 from controller.places import RunPlace, run_place, shown
 from controller.plan import Planner, Stop
 from controller.progress import Console
@@ -24,7 +24,7 @@ from rlaifv.config import RunConfig, changed_fields
 from rlaifv.errors import ConfigError, RlaifvError
 from rlaifv.pipeline import CONFIG
 from rlaifv.recipes import Wishes, build_config
-from rlaifv.store import Store
+from rlaifv.store import LocalBackend, Store, check_before_run
 
 
 class Order(NamedTuple):
@@ -38,6 +38,8 @@ class Order(NamedTuple):
     isolated: bool
     command: tuple[str, ...]
     """As typed; said again to resume."""
+    cluster: Path | None = None
+    """Settings file for containers and clusters."""
 
 
 class Terminated(BaseException):
@@ -46,15 +48,22 @@ class Terminated(BaseException):
 
 def run(order: Order) -> int:
     """Runs or resumes; returns the exit code."""
-    config = build_config(order.wishes)
+    return run_config(order, build_config(order.wishes))
+
+
+def run_config(order: Order, config: RunConfig) -> int:
+    """The same with a configuration of the caller's, into which the wishes went already."""
     place = run_place(order.root, config.name)
     local = LocalSettings(place.folder, order.workers, order.threads, order.isolated)
-    executor = open_executor(ExecutorSettings(order.executor, local))
-    with hold(place.folder):
+    platform = open_platform(ExecutorSettings(order.executor, local, order.cluster), place)
+    shared = not isinstance(place.store.backend, LocalBackend)
+    if shared and (warning := check_before_run(place.store)):  # raises where data would be lost
+        _say(f"warning: {warning}")
+    with platform.hold() as guard:
         config = settle_config(place.store, config, grow=order.wishes.iterations is not None)
         place.store.sweep()  # nothing else writes: we hold the run
         clear_stop(place.store)
-        return drive_run(order, config, place=place, executor=executor)
+        return drive_run(order, config, place=place, executor=platform.executor, guard=guard)
 
 
 def settle_config(run: Store, config: RunConfig, *, grow: bool) -> RunConfig:
@@ -79,7 +88,14 @@ def settle_config(run: Store, config: RunConfig, *, grow: bool) -> RunConfig:
     return config
 
 
-def drive_run(order: Order, config: RunConfig, *, place: RunPlace, executor: Executor) -> int:
+def drive_run(
+    order: Order,
+    config: RunConfig,
+    *,
+    place: RunPlace,
+    executor: Executor,
+    guard: Guard = unguarded,
+) -> int:
     """Drives a run that is held to its end, and says how it ended; returns the exit code."""
     console = Console(config, sys.stderr)
     planner = Planner(config, place.uri, executor.unit)
@@ -89,6 +105,7 @@ def drive_run(order: Order, config: RunConfig, *, place: RunPlace, executor: Exe
         executor=executor,
         watcher=console,
         chooser=choose_checkpoint,
+        guard=guard,
     )
     try:
         with _terminable():
@@ -98,12 +115,12 @@ def drive_run(order: Order, config: RunConfig, *, place: RunPlace, executor: Exe
         stop = Stop(str(error), error.exit_code)
     except (KeyboardInterrupt, Terminated) as interrupt:
         console.close()
-        executor.cancel()
+        executor.close()
         _say("stopped; nothing that was finished is lost")
         _say(f"go on with: {shlex.join(order.command)}")
         return 130 if isinstance(interrupt, KeyboardInterrupt) else 143
     finally:
-        executor.cancel()
+        executor.close()
         console.close()
     return _end(stop, config, run=place.store, command=order.command)
 
@@ -120,7 +137,8 @@ def _end(stop: Stop, config: RunConfig, *, run: Store, command: tuple[str, ...])
     _say(f"the run stopped: {stop.reason}")
     _say(f"logs: python -m controller status {shlex.quote(str(run))}")
     _say(f"once that is mended, go on with: {shlex.join(command)}")
-    return stop.exit_code if stop.exit_code > 0 else 1
+    # From 128 on, who reads it thinks of a signal.
+    return stop.exit_code if 0 < stop.exit_code < 128 else 1
 
 
 def _say(line: str) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 from controller.lock import is_held
 from controller.loop import read_state
 from controller.places import RunPlace, shown
-from controller.plan import State, Stop
+from controller.plan import State, Stop, planned_stages
 from controller.summary import Entry, summarise, table
 from controller.tables import Column, render
 from rlaifv.config import RunConfig
@@ -87,8 +87,7 @@ def read_status(place: RunPlace) -> RunStatus:
         stages=[
             _stage(run, config, state, at=(iteration, name))
             for iteration in range(min(len(finished) + 1, config.iterations))
-            for name in STAGES
-            if name != "merge" or config.train.lora is not None
+            for name in (stage.name for stage in planned_stages(config))
         ],
         summary=summarise(config, state.choices),
     )

@@ -86,9 +86,13 @@ class Job:
         return self.run.read_part(key, record)
 
     def read_all(self, artifact: str, record: type[R]) -> Iterator[R]:
-        """Rows of every part, in shard order."""
+        """Rows of every part, in shard order; one part is open at a time."""
         for part in range(len(self.parts(artifact))):
             yield from self.read(artifact, record, part=part)
+
+    def read_parts(self, artifact: str, record: type[R]) -> list[Iterator[R]]:
+        """The rows of every part, part by part; all are open at a time."""
+        return [self.read(artifact, record, part=n) for n in range(len(self.parts(artifact)))]
 
     def policy(self) -> ModelSpec:
         """The iteration's policy (also its DPO reference), noted as an input."""
@@ -159,7 +163,14 @@ def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def run_stage(job: Job, stage: Stage) -> bool:
-    """Runs one shard and commits what it writes; False when another writer was first."""
+    """Runs one shard and commits what it writes; False when another writer was first.
+
+    Of a gang that torchrun started, all processes run the stage and the first one commits.
+    """
+    if job.stage.runs_on == "gpus" and os.environ.get("RANK", "0") != "0":
+        for _ in stage(job):
+            pass
+        return False
     started = time.monotonic()
     started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
@@ -239,6 +250,14 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
         log.error("%s: %s", type(explained).__name__, explained)
         return explained.exit_code
     return 0
+
+
+def join_gang(module: str) -> None:
+    """Becomes torchrun, which runs `module` with the same flags, if its PET_ variables are set."""
+    if "RANK" not in os.environ and {"PET_NNODES", "PET_NPROC_PER_NODE"} & os.environ.keys():
+        # Without `--` it takes our --run for its own --run-path.
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "-m", "--", module)
+        os.execv(sys.executable, [*torchrun, *sys.argv[1:]])  # noqa: S606
 
 
 def _run(stage: Stage, *, run_uri: str, iteration: int, shard: str) -> None:

@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
         log.error("%s", error)
         return error.exit_code
     environment = os.environ | {"PET_NODE_RANK": str(rank), "PET_RDZV_BACKEND": "static"}
-    program = [sys.executable, "-m", "torch.distributed.run", "-m", *words]
+    program = [sys.executable, "-m", "torch.distributed.run", "-m", "--", *words]
     os.execve(sys.executable, program, environment)  # noqa: S606
 
 

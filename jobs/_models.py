@@ -8,10 +8,16 @@ from rlaifv.config import ModelSpec
 BLOCK = 1 << 20
 SAMPLED = 64 * BLOCK
 """Of larger files, start, middle and end are read: another training changes every weight."""
+NO_PROCESSOR = ("generation_config.json", "model.safetensors.index.json")
+"""Says nothing about how a given text is scored."""
 
 
 def describe_model(spec: ModelSpec) -> str:
     """`path family dtype batch weights`: enough to tell two models apart."""
+    if spec.endpoint:
+        from rlaifv.models.endpoint import endpoint_identity  # torch, by its package
+
+        return f"{endpoint_identity(spec)} top {spec.endpoint.top_logprobs}"
     from rlaifv.models.checkpoint import find_checkpoint  # torch
 
     folder = find_checkpoint(spec).folder
@@ -25,7 +31,7 @@ def describe_model(spec: ModelSpec) -> str:
 def weights_digest(folder: Path) -> str:
     """First 16 hex digits of a SHA-256 over name, size and (sampled) bytes of the weights."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())
         starts = range(0, size, BLOCK)
@@ -36,3 +42,20 @@ def weights_digest(folder: Path) -> str:
                 stream.seek(start)
                 digest.update(stream.read(BLOCK))
     return digest.hexdigest()[:16]
+
+
+def reference_notes(spec: ModelSpec) -> dict[str, str]:
+    """What reference log-probabilities depend on besides the pairs; noted by `reflogp` and asked
+    for by `train`."""
+    from rlaifv.models.checkpoint import find_checkpoint  # torch
+
+    folder = find_checkpoint(spec).folder
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".txt") and path.name not in NO_PROCESSOR:
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+    return {
+        "reference weights": weights_digest(folder),
+        "reference dtype": spec.dtype,
+        "reference processor": digest.hexdigest()[:16],
+    }

@@ -3,7 +3,10 @@
 import logging
 import re
 import tempfile
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 from jobs._entry import Job
@@ -39,10 +42,8 @@ def run_training(
             log_dir=Path(curves),
             resume_from=None if state is None else job.run.tree_path(state),
         )
-        sink = _StoreSink(job.run, job.iteration, curves=Path(curves))
-        made = train_policy(request, sink)
-        sink.store_curves()
-    return made
+        with _StoreSink(job.run, job.iteration, curves=Path(curves)) as sink:
+            return train_policy(request, sink)
 
 
 def latest_state(run: Store, iteration: int) -> str | None:
@@ -58,35 +59,71 @@ def _states(run: Store, iteration: int) -> list[str]:
 
 
 class _StoreSink:
-    """A `training.Sink` that writes trees."""
+    """A `training.Sink`: trees are filled at once and stored by a thread while training goes on.
+
+    One tree at a time, in order (a state never comes before its checkpoint), and at most one more
+    waits: then training does. What goes wrong is raised by the next call, or at the end.
+    """
 
     def __init__(self, run: Store, iteration: int, *, curves: Path) -> None:
         self._run, self._iteration, self._curves = run, iteration, curves
+        self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        self._uploads: deque[Future[None]] = deque()
+
+    def __enter__(self) -> "_StoreSink":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self._wait(pending=0)
+            self._store_curves()
+        finally:
+            self._uploader.shutdown()
 
     def checkpoint(self, made: TrainedCheckpoint, save: Callable[[Path], None]) -> None:
         key = checkpoint_key(self._iteration, made.step)
         if self._run.tree_exists(key):
             log.info("checkpoint step=%d is stored already", made.step)
             return
-        with self._run.new_tree(key) as folder:
-            save(folder)
+        self._upload(key, save)
         log.info("checkpoint step=%d loss=%.4f tree=%s", made.step, made.train_loss, key)
 
     def state(self, step: int, save: Callable[[Path], None]) -> None:
-        """Stores the new state, then removes the older ones: there is one at any time."""
-        older = _states(self._run, self._iteration)
+        """Stores the new state, then removes the older ones."""
         key = train_state_key(self._iteration, step)
-        with self._run.new_tree(key) as folder:
+
+        def remove_older() -> None:
+            for tree in _states(self._run, self._iteration):
+                if tree < key:
+                    self._run.delete(tree)
+            self._store_curves()
+
+        self._upload(key, save, then=remove_older)
+
+    def _upload(
+        self, key: str, save: Callable[[Path], None], *, then: Callable[[], None] | None = None
+    ) -> None:
+        self._wait(pending=1)
+        with ExitStack() as stack:
+            folder = stack.enter_context(self._run.new_tree(key))
             save(folder)
-        for tree in older:
-            if tree != key:
-                self._run.delete(tree)
-        self.store_curves()
+            rest = stack.pop_all()  # the end of `new_tree`: checksums, upload, marker
+
+        def store() -> None:
+            rest.close()
+            if then is not None:
+                then()
+
+        self._uploads.append(self._uploader.submit(store))
+
+    def _wait(self, *, pending: int) -> None:
+        while len(self._uploads) > pending:
+            self._uploads.popleft().result()
 
     def progress(self, metrics: StepMetrics) -> None:
         log.debug("step=%d loss=%.4f", metrics.step, metrics.loss)
 
-    def store_curves(self) -> None:
+    def _store_curves(self) -> None:
         """Copies TensorBoard's event files, which are no artifacts, beside the artifacts."""
         for path in sorted(self._curves.rglob("*")):
             if path.is_file():

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Iterator
 
+from jobs._claiming import load_splitter
 from jobs._entry import Job, main
-from jobs._models import describe_model
-from rlaifv.claiming import Asked, ModelSplitter, RuleSplitter, Splitter
+from rlaifv.claiming import Asked
 from rlaifv.records import Answer, Claim
 
 
@@ -15,7 +15,7 @@ def claim(job: Job) -> Iterator[Claim]:
     reads: instructions, answers
     writes: claims
     """
-    splitter = _splitter(job)
+    splitter = load_splitter(job)
     for group, answers in job.follow("answers", Answer):
         questions = {row.instruction_id: row.question for row in group}
         items = [Asked(row.answer_id, questions[row.instruction_id], row.text) for row in answers]
@@ -29,18 +29,6 @@ def claim(job: Job) -> Iterator[Claim]:
                     question=draft.question,
                 )
     job.notes |= splitter.notes
-
-
-def _splitter(job: Job) -> Splitter:
-    config = job.config.claim
-    if config.model.family == "rules":
-        return RuleSplitter()
-    from rlaifv.models import load_text_model  # torch: not for the rules
-    from rlaifv.models.base import Decoding
-
-    job.notes["model"] = describe_model(config.model)
-    decoding = Decoding(config.max_new_tokens, config.temperature, config.top_p)
-    return ModelSplitter(load_text_model(config.model), config, decoding, seed_of=job.seed)
 
 
 if __name__ == "__main__":

@@ -20,23 +20,19 @@ def pair(job: Job) -> Iterator[PreferencePair]:
     reads: instructions, answers, claims, verdicts
     writes: pairs
     """
-    image_ids = {
-        row.instruction_id: row.image_id for row in job.read_all("instructions", Instruction)
-    }
+    rows = job.read_all("instructions", Instruction)
+    image_ids = {row.instruction_id: row.image_id for row in rows}
     evidence = Evidence(
         job.read_all("answers", Answer),
         job.read_all("claims", Claim),
         job.read_all("verdicts", Verdict),
     )
     result = build_pairs(image_ids, evidence, config=job.config.pair, seed=job.config.seed)
-    job.notes |= {name: str(value) for name, value in result.counts._asdict().items()}
-    job.notes["length_ratio"] = str(result.length_ratio)
+    counts = result.counts._asdict() | {"length_ratio": result.length_ratio}
+    job.notes |= {name: str(value) for name, value in counts.items()}
     log.info("pairs %s", " ".join(f"{key}={value}" for key, value in job.notes.items()))
-    parts = range(len(job.parts("instructions")))
-    instructions = heapq.merge(
-        *(job.read("instructions", Instruction, part=part) for part in parts),
-        key=lambda row: row.instruction_id,
-    )
+    parts = job.read_parts("instructions", Instruction)
+    instructions = heapq.merge(*parts, key=lambda row: row.instruction_id)
     for instruction_id, plans in itertools.groupby(result.plans, lambda plan: plan.instruction_id):
         row = next((row for row in instructions if row.instruction_id == instruction_id), None)
         if row is None:

@@ -1,6 +1,5 @@
 """The source's next instructions."""
 
-import logging
 import sys
 from collections.abc import Iterator
 
@@ -8,8 +7,6 @@ from jobs._entry import GROUP_SIZES, Job, in_groups, main
 from rlaifv.pipeline import group_of_shard
 from rlaifv.records import Instruction, Quarantined
 from rlaifv.sources import iteration_rows, open_source, read_instructions
-
-log = logging.getLogger(__name__)
 
 
 def prepare(job: Job) -> Iterator[Instruction]:
@@ -21,8 +18,6 @@ def prepare(job: Job) -> Iterator[Instruction]:
     config = job.config
     source = open_source(config.prepare)
     part = iteration_rows(len(source), config.prepare, seed=config.seed, iteration=job.iteration)
-    if part.reused:
-        log.warning("the source is exhausted: %d rows are used again", part.reused)
     job.notes |= {
         "source": source.name,
         "source_rows": str(len(source)),

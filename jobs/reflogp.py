@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from jobs._entry import Job, in_groups, main
-from jobs._models import describe_model
+from jobs._models import describe_model, reference_notes
 from rlaifv.records import PreferencePair, ReferenceLogps
 
 
@@ -20,7 +20,7 @@ def reflogp(job: Job) -> Iterator[ReferenceLogps]:
 
     spec, size = job.policy(), job.config.shards.group_size
     model = load_model(spec)
-    job.notes["policy"] = describe_model(spec)
+    job.notes |= {"policy": describe_model(spec), **reference_notes(spec)}
     groups = in_groups(job.read("pairs", PreferencePair, part=0), size)
     mine = itertools.islice(groups, job.shard.index, None, job.shard.count)
     share = job.origin("pairs", part=0).rows // job.shard.count

@@ -19,14 +19,12 @@ def respond(job: Job) -> Iterator[Response]:
     """
     config = job.config.respond
     ordinal, slice_ = respond_shard(job.config, job.shard)
-    loaded = load_ordinal(job, ordinal)
-    if loaded is None:
+    if (loaded := load_ordinal(job, ordinal)) is None:
         return
     from rlaifv.models.base import Decoding, Prompt  # torch: not for --help
 
     decoding = Decoding(config.max_new_tokens, num_beams=config.num_beams)
-    benchmarks = [(spec.name, load_benchmark(spec)) for spec in config.benchmarks]
-    asked = ((name, question) for name, each in benchmarks for question in each.questions())
+    asked = ((spec.name, q) for spec in config.benchmarks for q in load_benchmark(spec).questions())
     groups = in_groups(asked, job.config.shards.group_size)
     mine = itertools.islice(groups, slice_.index, None, slice_.count)
     for group in job.progress(mine):

@@ -1,6 +1,5 @@
 """The labeller's verdict on each claim."""
 
-import hashlib
 import random
 import sys
 from collections.abc import Iterator
@@ -19,17 +18,15 @@ def verify(job: Job) -> Iterator[Verdict]:
     from rlaifv.models import load_model  # torch: not for --help, nor for a shard that is done
     from rlaifv.models.base import ImageQuestions
 
-    config = job.config.verify
-    model = load_model(config.labeller)
+    config, model = job.config.verify, load_model(job.config.verify.labeller)
     job.notes |= {"labeller": describe_model(config.labeller), "control": config.control}
     for group, claims in job.follow("claims", Claim):
-        pictures = {hashlib.sha256(row.image.bytes).digest(): row.image.bytes for row in group}
-        image_of = {r.instruction_id: hashlib.sha256(r.image.bytes).digest() for r in group}
+        image_of = {row.instruction_id: row.image.bytes for row in group}
         asked: dict[bytes, dict[str, None]] = {}
         for row in claims:
             asked.setdefault(image_of[row.instruction_id], {})[row.question] = None
         rows = [
-            ImageQuestions(pictures[image], tuple(f"{text}{config.suffix}" for text in texts))
+            ImageQuestions(image, tuple(f"{text}{config.suffix}" for text in texts))
             for image, texts in asked.items()
         ]
         replies = zip(asked.items(), model.yes_no(rows), strict=True)

@@ -5,7 +5,7 @@ Defaults are the paper's (arXiv 2405.17220) or, where it is silent, the referenc
 change results.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -15,12 +15,34 @@ Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Labelling = Literal["prepare", "sample", "claim", "verify", "pair"]
+Training = Literal["reflogp", "train", "respond", "grade", "choose", "merge"]
+StageName = Literal[Labelling, Training]
+"""In the pipeline's order; `rlaifv.pipeline.STAGES` says what each does."""
 
 
 class Section(BaseModel):
     """A part of the configuration: frozen, unknown keys rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EndpointConfig(Section):
+    """An OpenAI-compatible server that runs a model. Its key comes from OPENAI_API_KEY."""
+
+    url: Annotated[str, Field(min_length=1)]
+    """Base URL, usually ending in `/v1`."""
+    concurrency: Positive = 16
+    attempts: Positive = 6
+    """Requests per prompt before the shard is given back to be tried again."""
+    timeout_seconds: PositiveFloat = 120.0
+    backoff_seconds: PositiveFloat = 1.0
+    """Wait before the second request; doubles up to 60 s, with jitter, or as the server says."""
+    top_logprobs: Positive = 20
+    """Tokens whose probabilities are asked for when labelling; OpenAI's and vLLM's most is 20."""
+
+
+PromptName = Literal["auto", "chat_template", "llava_v1", "vicuna_v1"]
 
 
 class ModelSpec(Section):
@@ -31,10 +53,15 @@ class ModelSpec(Section):
     family: Literal["auto", "llava", "rules", "text"] = "auto"
     """`auto` reads the checkpoint's config; `rules` is the claim splitter without a model."""
     revision: str | None = None
+    prompt: PromptName = "auto"
+    """How a question becomes a prompt; `auto`: the checkpoint's chat template if it has one, else
+    `llava_v1`, with which the release samples, trains and evaluates."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Reference release: fp16 for sampling, bf16 for training; bf16 for both here."""
     batch_size: Positive = 8
     """Prompts (sampling, responding), images (verifying) or pairs (log-probs) per forward."""
+    endpoint: EndpointConfig | None = None
+    """None: the model is run here; else `path` is the server's name of it (not for training)."""
 
 
 class PrepareConfig(Section):
@@ -115,6 +142,26 @@ class LoraConfig(Section):
     """On in the release; the projector is then saved with each checkpoint."""
 
 
+class LossConfig(Section):
+    """What DPO minimises, `rlaifv.dpo.preference_losses`; the default is the paper's loss."""
+
+    kind: Literal["sigmoid", "hinge", "ipo", "robust"] = "sigmoid"
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of pairs taken to be the wrong way round; `sigmoid` becomes cDPO."""
+    average: bool = False
+    """Answers count with their mean per token (release: `dpo_use_average`; IPO's authors do so)."""
+    changed_token_weight: PositiveFloat = 1.0
+    """Weight of tokens in which the two answers differ: not 1 is DDPO (RLHF-V)."""
+    sft_weight: NonNegative = 0.0
+    """Of the chosen answer's negative log-probability (release: `SFT_weight`)."""
+
+    @model_validator(mode="after")
+    def _smoothing_is_used(self) -> Self:
+        if self.label_smoothing and self.kind not in ("sigmoid", "robust"):
+            raise ValueError(f"label_smoothing has no meaning with kind={self.kind}")
+        return self
+
+
 class TrainConfig(Section):
     """DPO (paper, equation 2; release's `llava15_train.sh`)."""
 
@@ -136,10 +183,21 @@ class TrainConfig(Section):
     max_length: Positive = 2048
     """Longest prompt + answer in tokens; a longer pair stops training with its id."""
     gradient_checkpointing: bool = False
+    loss: LossConfig = LossConfig()
+    zero_stage: Literal[0, 2, 3] = 0
+    """DeepSpeed: 2 spreads gradients and optimiser over the processes, 3 the weights as well."""
+    offload: bool = False
+    """Keep the optimiser in host memory; needs `zero_stage` 2 or 3."""
     lora: LoraConfig | None = None
     """None: full fine-tuning of language model and projector."""
     keep_unselected: bool = False
     """Keep the trees of checkpoints that were not chosen."""
+
+    @model_validator(mode="after")
+    def _offload_has_a_stage(self) -> Self:
+        if self.offload and not self.zero_stage:
+            raise ValueError("offload needs zero_stage 2 or 3")
+        return self
 
 
 class JudgeConfig(Section):
@@ -214,6 +272,10 @@ class RespondConfig(Section):
 class ChooseConfig(Section):
     """How the checkpoint of an iteration is chosen."""
 
+    rule: Literal["held_out", "paper"] = "held_out"
+    """`held_out`: by the metric on the `select` benchmarks, with guards on recall and length.
+    `paper`: the same metric without guards, for choosing on the benchmarks that are reported, as
+    the authors did (Object HalBench and MMHal-Bench); the reason says so."""
     metric: str = "response_hallucination"
     """Lower is better; averaged over the `select` benchmarks."""
     max_recall_drop: Fraction = 0.02
@@ -242,6 +304,10 @@ class RunConfig(Section):
     recipe: str = ""
     seed: Annotated[int, Field(ge=0)] = 0
     iterations: Positive = 4
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = get_args(StageName)
+    """Part of the pipeline: the run has these stages only and ends when they are complete. What
+    they read must be there, as parts that were imported, or not be needed: `respond` without
+    `train` answers with the policy alone."""
     policy: ModelSpec
     prepare: PrepareConfig = PrepareConfig()
     sample: SampleConfig = SampleConfig()
@@ -260,6 +326,18 @@ class RunConfig(Section):
             raise ValueError(
                 "train.global_batch_size must be a multiple of train.micro_batch_size, got "
                 f"{train.global_batch_size} and {train.micro_batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        if len(set(self.stages)) < len(self.stages):
+            raise ValueError(f"stages: must differ, got {self.stages}")
+        carried = {"choose", "merge"} if self.train.lora else {"choose"}
+        if self.iterations > 1 and (lacking := sorted(carried - set(self.stages))):
+            raise ValueError(
+                f"stages without {lacking[0]!r} leave no policy for a second iteration: "
+                f"expected iterations 1, got {self.iterations}"
             )
         return self
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlaifv.config import LossConfig
+
 IGNORED = -100
 """Label of a token that is not scored (PyTorch's `ignore_index`)."""
 
@@ -162,6 +164,19 @@ def sft_loss(chosen_logps_P: Tensor) -> Tensor:
     return -chosen_logps_P
 
 
+def preference_losses(logps: PairLogps, config: LossConfig, *, beta: float) -> Tensor:
+    """The loss that the configuration names, without its SFT term, [P]."""
+    if config.kind == "robust":
+        return robust_loss(logps, beta=beta, label_smoothing=config.label_smoothing)
+    if config.kind == "ipo":
+        return ipo_loss(logps, beta=beta)
+    if config.kind == "hinge":
+        return hinge_loss(logps, beta=beta)
+    if config.label_smoothing:
+        return smoothed_loss(logps, beta=beta, label_smoothing=config.label_smoothing)
+    return sigmoid_loss(logps, beta=beta)
+
+
 # --- what to watch -------------------------------------------------------------------------------
 
 
@@ -191,3 +206,13 @@ def reference_kl(policy_T: Tensor, reference_T: Tensor) -> Tensor:
     """
     log_ratio_T = (policy_T - reference_T).detach()
     return (torch.expm1(log_ratio_T) - log_ratio_T).mean()
+
+
+def length_drift(logps: PairLogps, extra_tokens_P: Tensor) -> Tensor:
+    """Change of the expected answer length in tokens, policy against reference, [P].
+
+    `extra_tokens_P`: tokens of the chosen answer minus those of the rejected one. Both were sampled
+    from the reference, so policy / reference are importance weights; normalised over the pair, the
+    chosen answer has sigmoid(delta) where the reference has 1/2. Positive: longer answers win.
+    """
+    return (logps.deltas().detach().sigmoid() - 0.5) * extra_tokens_P

@@ -87,7 +87,12 @@ class Shard:
 
 
 def num_checkpoints(config: RunConfig) -> int:
-    """Candidates that training may write; fewer when an epoch has fewer steps than that."""
+    """Candidates that training may write; fewer when an epoch has fewer steps than that.
+
+    None without `train` among the run's stages: then only the starting policy is evaluated.
+    """
+    if "train" not in config.stages:
+        return 0
     return config.train.epochs * config.train.checkpoints_per_epoch
 
 

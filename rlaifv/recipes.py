@@ -14,7 +14,9 @@ import yaml
 from rlaifv import demo as demo_world
 from rlaifv.config import (
     BenchmarkSpec,
+    ChooseConfig,
     ClaimConfig,
+    JudgeConfig,
     LoraConfig,
     ModelSpec,
     PairConfig,
@@ -35,6 +37,8 @@ FULL_TUNING = TrainConfig(gradient_checkpointing=True)
 checkpoint every quarter of an epoch (all defaults), and gradient checkpointing."""
 LORA_TUNING = FULL_TUNING.model_copy(update={"learning_rate": 1e-5, "lora": LoraConfig()})
 """Release's `llava15_train_lora.sh`: 1e-5; rank 64, alpha 16, dropout 0.05, projector trained."""
+OPENAI = "https://api.openai.com/v1"
+"""Where the judges of the published scores are asked."""
 CLAIM_MODEL = ModelSpec(path="meta-llama/Meta-Llama-3-8B-Instruct", family="text", batch_size=8)
 """The release splits with two fine-tunes of Llama-3-8B (batch 8, bf16) that are not on the hub; the
 base they were made from, with our own prompts, stands in."""
@@ -74,8 +78,9 @@ def llava15_7b() -> RunConfig:
     """RLAIF-V 7B as in the paper: LLaVA-1.5 7B, labelled by LLaVA-NeXT 34B, full fine-tuning.
 
     Policy: release, `llava15_train.sh` (in transformers' layout). Labeller: paper, section 3; the
-    release's code has OmniLMM-12B in its place. The Object HalBench and MMHal-Bench files cannot
-    be shipped: name yours in `respond.benchmarks`, else the last checkpoint is taken.
+    release's code has OmniLMM-12B in its place. Benchmark files cannot be shipped: name yours in
+    `respond.benchmarks`, one of them for selection (docs/benchmarks.md, "Choosing a checkpoint"),
+    else the last checkpoint is taken.
     """
     return RunConfig(
         name="llava15-7b",
@@ -83,6 +88,38 @@ def llava15_7b() -> RunConfig:
         policy=ModelSpec(path="llava-hf/llava-1.5-7b-hf"),
         claim=ClaimConfig(model=CLAIM_MODEL),
         train=FULL_TUNING,
+    )
+
+
+def paper() -> RunConfig:
+    """`llava15_7b`, and the authors' way of choosing: on the benchmarks that they report.
+
+    Needs `benchmarks/{object_halbench,mmhal}.jsonl`, `benchmarks/coco`, `benchmarks/synonyms.txt`,
+    and OPENAI_API_KEY for the judges of the published scores, whose endpoint is paid for. One of
+    them is retired: name its successor with your own `respond.benchmarks`.
+    """
+    judge = JudgeConfig(url=OPENAI)
+    benchmarks = (
+        BenchmarkSpec(
+            name="object_halbench",
+            kind="object_halbench",
+            path="benchmarks/object_halbench.jsonl",
+            vocabulary="benchmarks/synonyms.txt",
+            coco="benchmarks/coco",
+            judge=judge,
+            use="select",
+        ),
+        BenchmarkSpec(
+            name="mmhal", kind="mmhal", path="benchmarks/mmhal.jsonl", judge=judge, use="select"
+        ),
+    )
+    return llava15_7b().model_copy(
+        update={
+            "name": "paper",
+            "recipe": "paper",
+            "respond": RespondConfig(benchmarks=benchmarks),
+            "choose": ChooseConfig(rule="paper"),
+        }
     )
 
 
@@ -127,7 +164,7 @@ def omnilmm_12b() -> RunConfig:
 
 RECIPES: Mapping[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
-    for recipe in (demo, llava15_7b, llava15_7b_lora, llava15_7b_minicpmv, omnilmm_12b)
+    for recipe in (demo, paper, llava15_7b, llava15_7b_lora, llava15_7b_minicpmv, omnilmm_12b)
 }
 
 
@@ -164,6 +201,18 @@ class Wishes(NamedTuple):
     seed: int | None = None
 
 
+def evaluation(model: str, benchmarks: tuple[BenchmarkSpec, ...]) -> RunConfig:
+    """A run that asks one model and grades what it says; decoding is the release's."""
+    return RunConfig(
+        name="evaluation",
+        recipe="evaluation",
+        iterations=1,
+        stages=("respond", "grade"),
+        policy=ModelSpec(path=model),
+        respond=RespondConfig(benchmarks=benchmarks),
+    )
+
+
 def build_config(wishes: Wishes) -> RunConfig:
     """The configuration of a run.
 
@@ -175,8 +224,13 @@ def build_config(wishes: Wishes) -> RunConfig:
             f"--recipe {wishes.recipe}: no such recipe"
             f"{_did_you_mean(wishes.recipe, RECIPES)}; there are: {', '.join(RECIPES)}"
         )
-    values = RECIPES[wishes.recipe]().model_dump(mode="json")
-    sources = [f"recipe {wishes.recipe}"]
+    return change_config(RECIPES[wishes.recipe](), wishes)
+
+
+def change_config(base: RunConfig, wishes: Wishes) -> RunConfig:
+    """`base` with a user's changes, whatever recipe they name; raises ConfigError as above."""
+    values = base.model_dump(mode="json")
+    sources = [f"recipe {base.recipe}"]
     if wishes.config_file is not None:
         changes = _read_yaml(wishes.config_file)
         _merge(values, changes, source=str(wishes.config_file))

@@ -17,6 +17,10 @@ Metrics = Mapping[str, float | None]
 RECALL, MEAN_WORDS = "recall", "mean_words"
 TOLERANCE = 1e-9
 """A drop of exactly the allowed size stays allowed after rounding."""
+PAPER_REMARK = (
+    "; rule `paper`: chosen without guards on the benchmarks that are reported, as the authors "
+    "did, so these scores flatter the checkpoint"
+)
 
 
 class Evaluated(NamedTuple):
@@ -49,9 +53,10 @@ def choose(
 
     `select` names the selection benchmarks. Eligible: the metric is defined, and on each of them
     recall fell by at most `max_recall_drop` (absolute) and mean words by at most `max_length_drop`
-    (relative) against step 0, which is a candidate too and stays if nothing beats it. Without
-    selection benchmarks the last checkpoint is taken. Raises ValueError without step 0 or with a
-    repeated step, ConfigError when a selection benchmark does not report the metric.
+    (relative) against step 0, which is a candidate too and stays if nothing beats it. Rule `paper`
+    has no such guards, and its reason says what that means. Without selection benchmarks the last
+    checkpoint is taken. Raises ValueError without step 0 or with a repeated step, ConfigError when
+    a selection benchmark does not report the metric.
     """
     ordered = sorted(evaluated, key=lambda one: one.step)
     steps = [one.step for one in ordered]
@@ -75,6 +80,8 @@ def choose(
     else:
         winner = _best(judged)
         reason = _reason(winner, judged, select=select, metric=config.metric)
+        if config.rule == "paper":
+            reason += PAPER_REMARK
     return Choice(
         step=winner.evaluated.step,
         tree=winner.evaluated.tree,
@@ -103,7 +110,8 @@ def _judge(
             remarks.append(f"{name} is undefined")
         else:
             values.append(value)
-        remarks += _guard(one, start, benchmark=benchmark, config=config)
+        if config.rule == "held_out":
+            remarks += _guard(one, start, benchmark=benchmark, config=config)
     mean = sum(values) / len(values) if values and len(values) == len(select) else None
     return _Judged(one, mean, "; ".join(remarks))
 

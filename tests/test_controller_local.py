@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from controller.executors.choose import ExecutorSettings, open_executor
+from controller.executors.choose import ExecutorSettings, open_platform
 from controller.executors.launchers import Ended, ForkServer
 from controller.executors.local import LocalExecutor, LocalSettings
+from controller.places import run_place
 from controller.plan import JobSpec, ShardId
 from rlaifv.errors import ConfigError
 from rlaifv.pipeline import STAGES
@@ -114,7 +115,7 @@ def test_forks_of_a_server_that_dies_are_reported_and_the_next_start_brings_up_a
     assert ended.empty()
 
 
-@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
-def test_an_executor_of_a_later_version_says_so(tmp_path: Path, kind: str) -> None:
-    with pytest.raises(ConfigError, match="later version"):
-        open_executor(ExecutorSettings(kind, LocalSettings(tmp_path)))
+def test_a_cluster_cannot_run_what_only_this_machine_can_reach(tmp_path: Path) -> None:
+    place = run_place(str(tmp_path), "demo")
+    with pytest.raises(ConfigError, match="key ROOT of ConfigMap rlaifv-run"):
+        open_platform(ExecutorSettings("kubernetes", LocalSettings(tmp_path)), place)

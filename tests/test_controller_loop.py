@@ -1,6 +1,7 @@
 """A whole run in a simulated world: every order, every death, the same end."""
 
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rlaifv.choosing import choose_checkpoint
 from rlaifv.config import RunConfig
 from rlaifv.pipeline import STAGES
 from rlaifv.records import Choice
-from rlaifv.store import LocalBackend, Manifest, Store, open_store
+from rlaifv.store import FileInfo, LocalBackend, Manifest, Store, open_store
 from tests.fake_world import FakeExecutor, Killed, tiny_config
 
 
@@ -123,8 +124,8 @@ class MortalBackend(LocalBackend):
     def put_file_if_absent(self, key: str, source: Path) -> bool:
         return bool(self._count(super().put_file_if_absent, key, source))
 
-    def put_tree_if_absent(self, key: str, folder: Path) -> bool:
-        return bool(self._count(super().put_tree_if_absent, key, folder))
+    def put_tree_if_absent(self, key: str, folder: Path, files: Iterable[FileInfo]) -> bool:
+        return bool(self._count(super().put_tree_if_absent, key, folder, files))
 
     def put(self, key: str, data: bytes) -> None:
         self._count(super().put, key, data)

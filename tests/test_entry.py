@@ -63,7 +63,7 @@ def test_help_shows_what_a_stage_reads_and_writes_and_has_three_flags(
     assert f"writes: {STAGES[name].writes}" in text
     assert f"reads: {', '.join(STAGES[name].reads)}".rstrip() in text
     assert set(re.findall(r"--\w+", text)) == {"--help", "--run", "--iteration", "--shard"}
-    assert len(inspect.getsource(module).splitlines()) <= 50
+    assert len(inspect.getsource(module).splitlines()) <= 45
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,6 @@ def test_a_second_writer_discards_its_rows(run: Store, capsys: pytest.CaptureFix
 def test_a_run_without_configuration_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_job(Store(make_run(tmp_path, _any_config(tmp_path)).backend), "sample") == 65
-    (tmp_path / CONFIG).unlink()
     assert run_job(make_store(tmp_path), "prepare") == 65
     assert "config.json: no such artifact" in capsys.readouterr().err
     (tmp_path / CONFIG).write_text("{")
@@ -151,10 +149,6 @@ def make_store(folder: Path) -> Store:
     from rlaifv.store import open_store
 
     return open_store(str(folder))
-
-
-def _any_config(folder: Path) -> Any:
-    return make_config(folder / "x.jsonl", model=folder)
 
 
 def test_the_provenance_says_where_a_part_comes_from(

@@ -1,7 +1,7 @@
 """The stages on tiny random models: same rows however they are run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from rlaifv.records import (
     Response,
     Verdict,
 )
-from rlaifv.store import Store
+from rlaifv.store import FileInfo, Store
 from tests.jobs_support import (
     LOOP,
     TO_VERIFY,
@@ -182,12 +182,12 @@ class Killed(Exception):
 
 def stop_at(run: Store, doomed: str) -> Store:
     """The same run, dying when a tree of this name is about to be committed."""
-    commit: Callable[[str, Path], bool] = run.backend.put_tree_if_absent
+    commit: Callable[[str, Path, Iterable[FileInfo]], bool] = run.backend.put_tree_if_absent
 
-    def put(key: str, folder: Path) -> bool:
+    def put(key: str, folder: Path, files: Iterable[FileInfo]) -> bool:
         if key == doomed:
             raise Killed
-        return commit(key, folder)
+        return commit(key, folder, files)
 
     run.backend.put_tree_if_absent = put  # type: ignore[method-assign]
     return run

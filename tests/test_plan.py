@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterable
 
 import pytest
+from pydantic import ValidationError
 
 from controller.plan import (
     Action,
@@ -16,6 +17,7 @@ from controller.plan import (
     Submit,
     Unit,
     WriteManifest,
+    every_job,
     observe,
     plan,
 )
@@ -204,6 +206,71 @@ def test_whole_stages_wait_for_all_their_inputs_and_checkpoints_go_one_by_one() 
     assert list(jobs) == ["tiny-0-prepare", "tiny-0-respond-0"]
     assert jobs["tiny-0-prepare"].shards == (1,)  # what exists is not redone
     assert jobs["tiny-0-respond-0"].shards == (0, 1)
+
+
+def part(*stages: str, config: RunConfig = CONFIG) -> RunConfig:
+    """A run of some stages only."""
+    values = config.model_dump(mode="json") | {"stages": stages, "iterations": 1}
+    return RunConfig.model_validate(values)
+
+
+def test_a_run_may_have_a_part_of_the_pipeline() -> None:
+    config = part("respond", "grade")
+    assert num_shards(config, "respond") == config.shards.respond  # the policy alone
+    assert submitted(plan(planner(config), observe([], {}), {})) == {("respond", 0), ("respond", 1)}
+    keys = keys_of(["respond"], config) | {done_key(0, "grade", Shard(0, 2))}
+    assert submitted(plan(planner(config), observe(keys, {}), {})) == {("grade", 1)}
+    keys = keys_of(["respond", "grade"], config)
+    (stop,) = plan(planner(config), observe(keys, {}), {})
+    assert isinstance(stop, Stop)
+    assert stop.exit_code == 0
+    assert {job.stage.name for job in every_job(planner(config))} == {"respond", "grade"}
+
+
+def test_training_on_imported_pairs_keeps_its_trees() -> None:
+    config = part("reflogp", "train")
+    pairs = {done_key(0, "pair", Shard(0, 1))}
+    actions = plan(planner(config), observe(pairs, {}), {})
+    assert submitted(actions) == {("reflogp", 0), ("reflogp", 1)}
+    assert WriteManifest(0, "pair") in actions
+    keys = keys_of(["pair", "reflogp", "train"], config)
+    trees = {
+        "iteration-0/checkpoints/step-000002/_COMPLETE",
+        "iteration-0/train_state/step-000002/s",
+    }
+    assert plan(planner(config), observe(keys | trees, {}), {}) == [
+        Delete(("iteration-0/train_state/step-000002",))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stages", "lacking"),
+    [
+        (("reflogp", "train"), "reflogp reads pairs, which are not here"),
+        (("grade",), "grade reads responses"),
+        (("respond", "grade", "choose"), "choose reads checkpoints"),
+    ],
+)
+def test_a_part_without_its_inputs_stops_instead_of_waiting(
+    stages: tuple[str, ...], lacking: str
+) -> None:
+    config = part(*stages)
+    (stop,) = (one for one in plan(planner(config), observe([], {}), {}) if isinstance(one, Stop))
+    assert stop.exit_code == 78
+    assert lacking in stop.reason
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stages": ["train"], "iterations": 2}, {"stages": []}, {"stages": ["train", "train"]}],
+)
+def test_stages_that_cannot_be_a_run_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="stages"):
+        RunConfig.model_validate(CONFIG.model_dump(mode="json") | {"iterations": 1} | changes)
+
+
+def test_every_stage_has_a_name_in_the_configuration() -> None:
+    assert CONFIG.stages == tuple(STAGES)
 
 
 @pytest.mark.parametrize("unit", ["shard", "stage"])

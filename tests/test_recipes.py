@@ -30,6 +30,13 @@ def test_the_paper_s_numbers_are_in_the_recipe_of_its_policy() -> None:
     assert (lora.learning_rate, lora.lora.rank, lora.lora.alpha) == (1e-5, 64, 16)
 
 
+def test_the_paper_s_preset_chooses_on_what_it_reports() -> None:
+    config = build_config(Wishes(recipe="paper"))
+    assert config.choose.rule == "paper"
+    assert [one.kind for one in config.respond.benchmarks] == ["object_halbench", "mmhal"]
+    assert {one.use for one in config.respond.benchmarks} == {"select"}
+
+
 def test_the_12b_labels_its_own_answers() -> None:
     config = build_config(Wishes(recipe="omnilmm_12b"))
     assert config.verify.labeller.path == config.policy.path

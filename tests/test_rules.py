@@ -15,12 +15,21 @@ SOURCES = sorted(
     path for folder in ("rlaifv", "jobs", "controller") for path in (ROOT / folder).rglob("*.py")
 )
 READS_ENVIRONMENT = {
+    "controller/executors/choose.py",
+    "controller/executors/docker.py",
+    "controller/executors/local.py",
+    "controller/k8s_client.py",
     "jobs/_entry.py",
     "jobs/_forkserver.py",
+    "jobs/_gang.py",
+    "jobs/_indexed.py",
+    "rlaifv/benchmark_store.py",
     "rlaifv/benchmarks/judge.py",
-    "controller/executors/local.py",
-    "rlaifv/store/_s3.py",
+    "rlaifv/models/endpoint.py",
     "rlaifv/store/_cache.py",
+    "rlaifv/store/_s3.py",
+    "rlaifv/store/_s3_client.py",
+    "rlaifv/training/processes.py",
 }
 
 
@@ -71,9 +80,11 @@ def test_a_file_and_its_functions_keep_to_the_budget(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_no_handler_is_bare_or_broad(path: Path) -> None:
+def test_a_broad_handler_cleans_up_and_raises_again(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ExceptHandler):
             name = getattr(node.type, "id", "")
             assert node.type is not None
-            assert name not in ("Exception", "BaseException"), f"line {node.lineno}"
+            broad = name in ("Exception", "BaseException")
+            last = node.body[-1]
+            assert not broad or (isinstance(last, ast.Raise) and last.exc is None), node.lineno

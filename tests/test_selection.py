@@ -35,6 +35,15 @@ def test_the_lowest_hallucination_is_chosen() -> None:
         assert part in choice.reason
 
 
+def test_the_paper_s_rule_has_no_guards_and_says_on_what_it_chose() -> None:
+    rows = [checkpoint(0, 0.5), checkpoint(4, 0.3), checkpoint(8, 0.2, recall=0.1)]
+    assert pick(*rows).step == 4
+    assert "flatter" not in pick(*rows).reason
+    choice = pick(*rows, config=ChooseConfig(rule="paper"))
+    assert choice.step == 8
+    assert "on the benchmarks that are reported, as the authors did" in choice.reason
+
+
 def test_the_order_of_candidates_does_not_matter() -> None:
     rows = [checkpoint(0, 0.5), checkpoint(4, 0.2), checkpoint(8, 0.2)]
     assert pick(*rows) == pick(*reversed(rows))

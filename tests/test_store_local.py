@@ -209,3 +209,14 @@ def test_names_with_spaces_and_umlauts_survive_the_uri(tmp_path: Path) -> None:
     assert write(open_store(str(folder)), claim(0))
     again = open_store(open_store(str(folder)).backend.uri)
     assert [row.claim_id for row in again.read_part(KEY, Claim)] == ["i/0/0"]
+
+
+def test_a_tree_made_from_another_does_not_list_its_marker(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    with store.new_tree("first") as folder:
+        (folder / "weights").write_text("1")
+    with store.new_tree("second") as folder:
+        for path in store.tree_path("first").iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    assert [info.path for info in store.tree_files("second")] == ["weights"]
+    assert store.tree_path("second").is_dir()

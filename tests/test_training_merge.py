@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from rlaifv.config import ModelSpec
 from rlaifv.errors import ArtifactError
+from rlaifv.merge import main
 from rlaifv.models import load_model
 from rlaifv.models.base import Branches
 from rlaifv.training import train
@@ -107,3 +108,17 @@ def test_adapter_with_other_tensors_is_refused(
 def test_folder_without_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not an adapter"):
         merge_adapter(base, tmp_path, tmp_path / "merged")
+
+
+def test_merge_command_makes_a_tree_or_says_why_not(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "merged"
+    words = ["--base", str(base), "--adapter", str(adapter), "--out", str(out)]
+    assert main(words) == 0
+    assert "largest difference" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {path.name for path in base.iterdir()}
+    assert main(words) == 78
+    assert "exists already" in capsys.readouterr().err
+    assert main([*words[:2], "--adapter", str(base), "--out", str(tmp_path / "other")]) == 65
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]

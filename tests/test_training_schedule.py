@@ -46,8 +46,15 @@ def test_processes_share_a_batch_in_equally_many_passes(num_processes: int, size
     ]
     counted = [i for share in shares for micro in share for i in micro.pair_ids[: micro.counted]]
     assert sorted(counted) == sorted(batch)
-    shapes = {tuple(len(micro.pair_ids) for micro in share) for share in shares}
-    assert len(shapes) == 1
+    assert len({len(share) for share in shares}) == 1
+    assert max(len(micro.pair_ids) for share in shares for micro in share) <= size
+
+
+def test_passes_hold_the_same_pairs_for_any_number_of_processes() -> None:
+    batch = plan().pair_ids[:7]
+    (alone,) = (micro_batches(batch, Rank(0, 1), size=2),)
+    shares = [micro_batches(batch, Rank(index, 3), size=2) for index in range(3)]
+    assert {micro for share in shares for micro in share if micro.counted} == set(alone)
 
 
 @pytest.mark.parametrize("warmup_ratio", [0.0, 0.05, 0.5, 1.0])

@@ -1,6 +1,9 @@
 """A tiny policy, pairs and a sink for the tests of training; run as a program it trains."""
 
+import json
+import os
 import random
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +13,7 @@ from rlaifv.models import load_model
 from rlaifv.models.base import Branches
 from rlaifv.records import Image, PreferencePair, ReferenceLogps
 from rlaifv.training import StepMetrics, TrainedCheckpoint, TrainRequest, train
+from rlaifv.training.processes import Processes
 from tests.tiny import make_tiny_llava, random_image
 
 WORDS = ("a", "red", "blue", "green", "ball", "cube", "cone", "left", "right", "small", "large")
@@ -44,6 +48,10 @@ class Folders:
 
     def progress(self, metrics: StepMetrics) -> None:
         self.metrics.append(metrics)
+        trap = self.root / f"kill-{Processes().rank.number}-after-{metrics.step}"
+        if trap.exists():
+            trap.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
         self._reached("progress", metrics.step)
 
     def latest_state(self) -> Path | None:
@@ -118,12 +126,18 @@ def with_config(request: TrainRequest, **changes: object) -> TrainRequest:
     return request._replace(config=request.config.model_copy(update=changes))
 
 
-def main(policy_folder: str, root: str) -> None:
+def main(policy_folder: str, root: str, *cases: str) -> None:
+    """Trains (or goes on) once per case: JSON of a TrainConfig's changes, under `root/<number>`."""
     policy = ModelSpec(path=policy_folder, dtype="float32")
     pairs = [make_pair(index) for index in range(10)]
-    sink = Folders(Path(root))
     request = make_request(policy, reference_logps(policy, pairs))
-    train(request._replace(resume_from=sink.latest_state()), sink)
+    for number, case in enumerate(cases or ("{}",)):
+        sink = Folders(Path(root) / str(number))
+        config = TrainConfig.model_validate(request.config.model_dump() | json.loads(case))
+        train(request._replace(config=config, resume_from=sink.latest_state()), sink)
+        losses = [metrics.loss for metrics in sink.metrics]
+        if Processes().is_main:
+            (sink.root / "losses.json").write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ class Executor(Protocol):
         """The end of a shard's log, and where the rest is."""
         ...
 
+    def close(self) -> None:
+        """The controller ends. Local stages end with it; Jobs of a cluster go on."""
+        ...
+
     def cancel(self) -> None:
         """Ends everything that runs; what is not committed is lost, nothing else."""
         ...

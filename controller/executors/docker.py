@@ -1,19 +1,27 @@
 """Stages as containers of a local engine: the same images and arguments as on a cluster."""
 
+import os
+import queue
 import shutil
+import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from controller.executors.launchers import Ended
 from controller.k8s_manifest import USER
 from controller.k8s_settings import ClusterSettings
 from rlaifv.errors import ConfigError
 
 ENGINES = ("docker", "podman")
+SCRATCH = "/tmp:rw,mode=1777,exec"  # noqa: S108 - inside the container
 PASSED_ON = ("AWS_", "RLAIFV_S3_", "OPENAI_", "HF_", "JUDGE_")
 """Environment variables that reach the stages: credentials, never results."""
+PATHS = ("_BUNDLE", "_FILE", "HF_HOME")
+"""Endings of those that name a file of this machine, which the container does not have."""
 
 
 class Engine(NamedTuple):
@@ -52,9 +60,9 @@ def container_command(
         command += ["--volume", f"{folder}:{folder}", "--user", f"{owner.st_uid}:{owner.st_gid}"]
     else:
         command += ["--user", f"{USER}:{USER}"]
-    command += ["--tmpfs", "/tmp:rw,mode=1777,exec", "--shm-size", _size(stage.shared_memory)]
+    command += ["--tmpfs", SCRATCH, "--shm-size", _size(stage.shared_memory)]
     for name in sorted(environment):
-        if name.startswith(PASSED_ON):
+        if name.startswith(PASSED_ON) and not name.endswith(PATHS):
             command += ["--env", name]  # the value stays out of the process list
     values = {
         "RLAIFV_IMAGE": stage.image or "",
@@ -68,10 +76,46 @@ def container_command(
     return [*command, stage.image or "", *argv]
 
 
-def stop_container(engine: Engine, name: str) -> None:
-    """Ends a container by name; nothing happens when it has ended."""
-    subprocess.run([engine.program, "kill", name], capture_output=True, check=False)
-
-
 def _size(quantity: str | None) -> str:
     return (quantity or "1Gi").replace("Ki", "k").replace("Mi", "m").replace("Gi", "g")
+
+
+class Containers:
+    """A launcher that starts a container per shard; the rest is the local executor's."""
+
+    def __init__(
+        self, engine: Engine, settings: ClusterSettings, ended: "queue.Queue[Ended]"
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._ended = ended
+        self._prefix = f"rlaifv-{os.getpid()}"
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, ticket: int, argv: Sequence[str], log: Path) -> None:
+        command = container_command(self._engine, self._settings, argv, os.environ)
+        command[2:2] = ["--name", f"{self._prefix}-{ticket}"]
+        with log.open("ab") as stream:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._running[ticket] = process
+        threading.Thread(target=self._watch, args=(ticket, process), daemon=True).start()
+
+    def kill(self, ticket: int, number: int) -> None:
+        command = [self._engine.program, "kill", "--signal", str(number)]
+        subprocess.run([*command, f"{self._prefix}-{ticket}"], capture_output=True, check=False)
+
+    def close(self) -> None:
+        """Ends the containers that still run."""
+        for ticket, process in self._running.items():
+            if process.poll() is None:
+                self.kill(ticket, signal.SIGKILL)
+                process.wait()
+
+    def _watch(self, ticket: int, process: subprocess.Popen[bytes]) -> None:
+        self._ended.put(Ended(ticket, process.wait()))

@@ -52,25 +52,30 @@ class KubernetesExecutor:
         self._selector = selector(run_uri)
         self._clock = clock or Clock()
         self._first = True
+        self._observes_only = False
         self._forgiven: set[str] = set()
         self._ended: dict[str, dict[ShardId, Sight]] = {}
         """Shards of finished Jobs by uid, kept when a Job is gone; attempts are counted on them."""
         self._order: dict[str, int] = {}
         self._unkept: dict[str, JobInfo] = {}
-        self._numbers: dict[tuple[int, str], int] = {}
+        self._numbers: dict[ShardId, int] = {}
+        """The latest attempt at each shard that the cluster knows of."""
         self._held: dict[str, tuple[JobSpec, str]] = {}
         self._out_of_memory: set[ShardId] = set()
         self._starting: dict[tuple[str, int], float] = {}
         self._services: set[str] = set()
+
+    def observe_only(self) -> None:
+        """For looking on: changes nothing on the cluster, and forgives no failed Job."""
+        self._observes_only, self._first = True, False
 
     # --- the protocol ---------------------------------------------------------------------
 
     def submit(self, spec: JobSpec) -> None:
         """Creates the Job, or adopts it if an earlier try has; one that is refused is held."""
         self._held.pop(spec.name, None)
-        place = (spec.iteration, spec.stage.name)
-        number = self._numbers.get(place, 0) + 1
-        mine = {ShardId(*place, shard) for shard in spec.shards}
+        mine = {ShardId(spec.iteration, spec.stage.name, shard) for shard in spec.shards}
+        number = 1 + max(self._numbers.get(shard, 0) for shard in mine)
         attempt = Attempt(number, 2 if mine & self._out_of_memory else 1)
         try:
             self._create(job_manifest(spec, self._settings, attempt))
@@ -80,13 +85,16 @@ class KubernetesExecutor:
     def states(self) -> Mapping[ShardId, ShardState]:
         for spec, _ in list(self._held.values()):
             self.submit(spec)
-        for info in list(self._unkept.values()):
-            self._let_expire(info)
+        if not self._observes_only:
+            for info in list(self._unkept.values()):
+                self._let_expire(info)
         jobs = list(self._api.items(self._path("jobs"), labelSelector=self._selector))
         self._numbers = {}
         for job in jobs:
-            place = _place(job)
-            self._numbers[place] = max(self._numbers.get(place, 0), job_info(job).attempt)
+            info = job_info(job)
+            for number in info.shards:
+                shard = ShardId(*_place(job), number)
+                self._numbers[shard] = max(self._numbers.get(shard, 0), info.attempt)
         if self._first:
             self._forgiven = {job_info(job).uid for job in jobs if job_info(job).failed}
             self._first = False
@@ -170,7 +178,8 @@ class KubernetesExecutor:
         for job in fresh:
             info = job_info(job)
             pods = by_job.get(info.uid, [])
-            self._ensure_service(job)
+            if not self._observes_only:
+                self._ensure_service(job)
             sights = {
                 ShardId(*_place(job), number): self._judge(info, number, sight)
                 for number, sight in look(self._explain(job, pods), pods).items()
@@ -212,7 +221,8 @@ class KubernetesExecutor:
         waited = self._clock.now() - since
         if not sight.hopeless and waited < self._settings.start_timeout_s:
             return sight
-        self._api.delete(f"{self._path('jobs')}/{info.name}", uid=info.uid)
+        if not self._observes_only:
+            self._api.delete(f"{self._path('jobs')}/{info.name}", uid=info.uid)
         said = f"never started: {sight.state.reason}"
         state = ShardState("ended", sight.state.attempts + 1, NEVER_STARTED_EXIT, said, final=True)
         return Sight(state)

@@ -4,7 +4,7 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +53,13 @@ class LocalExecutor:
 
     unit: Unit = "shard"
 
-    def __init__(self, settings: LocalSettings) -> None:
+    def __init__(
+        self,
+        settings: LocalSettings,
+        *,
+        launch: "Callable[[queue.Queue[Ended]], Launcher] | None" = None,
+    ) -> None:
+        """`launch` makes another launcher than the one that `settings` ask for."""
         self._folder = settings.folder
         self._workers = settings.workers or default_workers(settings.threads)
         environment = dict(os.environ) | {
@@ -63,7 +69,9 @@ class LocalExecutor:
         }
         self._ended: queue.Queue[Ended] = queue.Queue()
         self._launcher: Launcher = (
-            Processes(environment, self._ended)
+            launch(self._ended)
+            if launch
+            else Processes(environment, self._ended)
             if settings.isolated
             else ForkServer(environment, self._ended, log=self._folder / "logs/forkserver.log")
         )
@@ -109,6 +117,9 @@ class LocalExecutor:
         count = self._shards[shard].spec.num_shards
         folder = self._folder / "logs" / iteration_key(shard.iteration) / shard.stage
         return folder / f"{shard.number:05d}-of-{count:05d}.log"
+
+    def close(self) -> None:
+        self.cancel()
 
     def cancel(self) -> None:
         self._waiting.clear()

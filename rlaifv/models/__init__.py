@@ -6,18 +6,26 @@ The only place that looks at the family of a checkpoint. A new family is a `Visi
 
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     LlavaForConditionalGeneration,
+    ProcessorMixin,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from rlaifv.config import ModelSpec
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.models.base import TextModel, VisionLanguageModel
 from rlaifv.models.branches import TrainableModel
 from rlaifv.models.checkpoint import Checkpoint, end_tokens, find_checkpoint, load_module
+from rlaifv.models.endpoint import EndpointModel
+from rlaifv.models.generic import GenericModel
 from rlaifv.models.llava import Llava
+from rlaifv.models.original import has_original_processor, make_processor
 from rlaifv.models.prompting import Prompter
 from rlaifv.models.shared_prefix import SharedPrefixModel
 from rlaifv.models.text import ChatModel
@@ -29,11 +37,38 @@ def load_model(spec: ModelSpec) -> VisionLanguageModel:
     Raises ConfigError for a path, family or format that cannot be used, and ArtifactError for a
     checkpoint with missing, broken or surplus weights; messages name the file.
     """
-    return load_trainable(spec)
+    return EndpointModel(spec) if spec.endpoint else load_local(spec)
+
+
+def load_local(spec: ModelSpec) -> TrainableModel | GenericModel:
+    """The same, never an endpoint: trainable where the family is."""
+    checkpoint = find_checkpoint(spec) if spec.endpoint is None else None
+    if checkpoint is None or checkpoint.model_type == "llava" or spec.family != "auto":
+        return load_trainable(spec)
+    if checkpoint.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        return load_trainable(spec)  # says what is known
+    module = load_module(
+        checkpoint, AutoModelForImageTextToText, dtype=spec.dtype, attention="sdpa"
+    )
+    source = str(checkpoint.folder)
+    processor = _processor(source)
+    eos_ids = end_tokens(module, processor.tokenizer)
+    return GenericModel(
+        module, processor, batch_size=spec.batch_size, eos_ids=eos_ids, source=source
+    )
+
+
+def _processor(source: str) -> ProcessorMixin:
+    try:
+        return AutoProcessor.from_pretrained(source, local_files_only=True, backend="pil")
+    except (OSError, ValueError, ImportError) as error:
+        raise ArtifactError(f"{source}: the processor cannot be loaded: {error}") from error
 
 
 def load_trainable(spec: ModelSpec) -> TrainableModel:
     """The same, for training; raises ConfigError where gradients are out of reach."""
+    if spec.endpoint:
+        raise ConfigError(f"model {spec.path}: an endpoint cannot be trained, nor score answers")
     checkpoint = find_checkpoint(spec)
     family = spec.family if spec.family != "auto" else checkpoint.model_type
     if family != checkpoint.model_type:
@@ -43,19 +78,21 @@ def load_trainable(spec: ModelSpec) -> TrainableModel:
         )
     if family == "llava":
         return _load_llava(checkpoint, spec)
-    raise ConfigError(f"model {spec.path}: no vision-language family {family!r}; known: 'llava'")
+    if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ConfigError(f"model {spec.path}: family {family!r} can answer and label, not train")
+    raise ConfigError(f"model {spec.path}: no vision-language family {family!r}")
 
 
 def _load_llava(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
     source = str(checkpoint.folder)
-    try:
-        processor = AutoProcessor.from_pretrained(source, local_files_only=True, backend="pil")
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{source}: the processor cannot be loaded: {error}") from error
     module = load_module(checkpoint, LlavaForConditionalGeneration, dtype=spec.dtype)
+    if has_original_processor(checkpoint.folder):
+        processor = make_processor(checkpoint.folder, module.config)
+    else:
+        processor = _processor(source)
     return SharedPrefixModel(
         Llava(module),
-        Prompter(processor, source=source),
+        Prompter(processor, source=source, prompt=spec.prompt),
         batch_size=spec.batch_size,
         eos_ids=end_tokens(module, processor.tokenizer),
     )
@@ -63,6 +100,8 @@ def _load_llava(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
 
 def load_text_model(spec: ModelSpec) -> TextModel:
     """A chat model without images; errors as for `load_model`."""
+    if spec.endpoint:
+        return EndpointModel(spec)
     checkpoint = find_checkpoint(spec)
     source = str(checkpoint.folder)
     if checkpoint.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

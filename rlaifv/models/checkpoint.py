@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from rlaifv.config import ModelSpec
 from rlaifv.errors import ArtifactError, ConfigError, TransientError
 from rlaifv.models.attention import IMPLEMENTATION
+from rlaifv.models.original import is_original, read_config, read_weights
 from rlaifv.places import local_path
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,12 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Checkpoint(NamedTuple):
-    """A folder in Hugging Face layout."""
+    """A folder in Hugging Face layout, or in that of the original LLaVA."""
 
     folder: Path
     model_type: str
+    original: bool = False
+    """LLaVA's original layout, see `rlaifv.models.original`."""
 
 
 def find_checkpoint(spec: ModelSpec) -> Checkpoint:
@@ -40,7 +43,10 @@ def find_checkpoint(spec: ModelSpec) -> Checkpoint:
         folder = _download(spec)
     config = folder / "config.json"
     try:
-        model_type = json.loads(config.read_bytes())["model_type"]
+        values = json.loads(config.read_bytes())
+        if is_original(values):
+            return Checkpoint(folder, "llava", original=True)
+        model_type = values["model_type"]
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: not a checkpoint: config.json is missing") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -51,7 +57,10 @@ def find_checkpoint(spec: ModelSpec) -> Checkpoint:
 def _download(spec: ModelSpec) -> Path:
     try:
         patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-        return Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=patterns))
+        folder = snapshot_download(spec.path, revision=spec.revision, allow_patterns=patterns)
+        if not any(Path(folder).glob("*.safetensors")):  # LLaVA's original layout
+            snapshot_download(spec.path, revision=spec.revision, allow_patterns=["*.bin"])
+        return Path(folder)
     except HFValidationError as error:
         raise ConfigError(f"model {spec.path}: no such folder, and no hub id") from error
     except LocalEntryNotFoundError as error:
@@ -65,7 +74,11 @@ def _download(spec: ModelSpec) -> Path:
 
 
 def load_module(
-    checkpoint: Checkpoint, model_class: type[PreTrainedModel], *, dtype: str
+    checkpoint: Checkpoint,
+    model_class: type[PreTrainedModel],
+    *,
+    dtype: str,
+    attention: str = IMPLEMENTATION,
 ) -> PreTrainedModel:
     """The weights in evaluation mode, on the GPU if there is one.
 
@@ -73,13 +86,18 @@ def load_module(
     for weights that are missing, left over or of another shape.
     """
     folder = checkpoint.folder
-    _check_files(folder)
     transformers_logging.disable_progress_bar()
+    if checkpoint.original:
+        source: dict[str, Any] = {"pretrained_model_name_or_path": None}
+        source |= {"config": read_config(folder), "state_dict": read_weights(folder)}
+    else:
+        _check_files(folder)
+        source = {"pretrained_model_name_or_path": str(folder)}
     try:
         module, info = model_class.from_pretrained(
-            str(folder),
+            **source,
             dtype=getattr(torch, dtype),
-            attn_implementation=IMPLEMENTATION,
+            attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # reported below, with the names

@@ -1,6 +1,7 @@
 """From questions and answers to tokens and back, and from image bytes to pixels.
 
-A prompt is rendered by the checkpoint's own chat template (one user turn: image, then question).
+A prompt is rendered by the checkpoint's own chat template (one user turn: image, then question),
+or as one of LLaVA's conversations, where the texts before and after the image are tokenised apart.
 An answer is tokenised apart from its prompt and ends with the end-of-sequence token. Generated
 text keeps every character that the tokenizer gives back, so tokenising it again yields the tokens
 that were generated, except where a tokenizer has several spellings of one text and the model did
@@ -14,30 +15,39 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from rlaifv.config import PromptName
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.images import BadImageError, decode
 from rlaifv.models.base import Generation
 
-LLAVA_V1 = (
-    "{{ bos_token }}A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions. "
-    "{% for message in messages %}USER: {% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endfor %} ASSISTANT:"
-)
-"""LLaVA's `llava_v1` conversation, for checkpoints without a template.
+_MANNERS = "The assistant gives helpful, detailed, and polite answers to the {}'s questions."
+SYSTEMS = {
+    name: f"A chat between a curious {who} and an artificial intelligence assistant. "
+    + _MANNERS.format(who)
+    for name, who in (("llava_v1", "human"), ("vicuna_v1", "user"))
+}
+"""System prompts of LLaVA's conversations.
 
-The release samples, trains and evaluates with it.
+The release samples, trains and evaluates with `llava_v1`; LLaVA's own evaluation has `vicuna_v1`.
 """
 
 
 class Prompter:
     """Tokens and pixels of one checkpoint."""
 
-    def __init__(self, processor: ProcessorMixin, *, source: str) -> None:
+    def __init__(
+        self, processor: ProcessorMixin, *, source: str, prompt: PromptName = "auto"
+    ) -> None:
+        """`auto`: the checkpoint's template if it has one, else `llava_v1`."""
         self._processor = processor
         self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
-        self._template = processor.chat_template or LLAVA_V1
+        if prompt == "auto":
+            prompt = "chat_template" if processor.chat_template else "llava_v1"
+        if prompt == "chat_template" and not processor.chat_template:
+            raise ConfigError(
+                f"{source}: has no chat template; set prompt to llava_v1 or vicuna_v1"
+            )
+        self._system = SYSTEMS.get(prompt)
         self._source = source
         self.image_id: int = self._tokenizer.convert_tokens_to_ids(processor.image_token)
         if self._tokenizer.eos_token_id is None:
@@ -54,22 +64,31 @@ class Prompter:
 
     def prompt(self, question: str, *, row: int) -> list[int]:
         """Token ids with one placeholder for the image; raises ArtifactError naming the row."""
-        parts = [{"type": "image"}, {"type": "text", "text": question}]
-        text = self._processor.apply_chat_template(
-            [{"role": "user", "content": parts}],
-            chat_template=self._template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        bos = self._tokenizer.bos_token
-        add_specials = bos is None or not text.startswith(bos)
-        ids: list[int] = self._tokenizer(text, add_special_tokens=add_specials)["input_ids"]
+        ids = self._templated(question) if self._system is None else self._llava(question)
         if ids.count(self.image_id) != 1:
             raise ArtifactError(
                 f"row {row}: the prompt has {ids.count(self.image_id)} image placeholders, "
                 f"expected 1; does the question contain {self._processor.image_token!r}?"
             )
         return ids
+
+    def _templated(self, question: str) -> list[int]:
+        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        text = self._processor.apply_chat_template(
+            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
+        )
+        bos = self._tokenizer.bos_token
+        add_specials = bos is None or not text.startswith(bos)
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_specials)["input_ids"]
+        return ids
+
+    def _llava(self, question: str) -> list[int]:
+        """As LLaVA's code does it: two texts, each tokenised by itself, the image between."""
+        bos = self._tokenizer.bos_token_id
+        before = self._tokenizer(f"{self._system} USER: ", add_special_tokens=False)["input_ids"]
+        after = f"\n{question} ASSISTANT:"
+        tail = self._tokenizer(after, add_special_tokens=False)["input_ids"]
+        return [*([] if bos is None else [bos]), *before, self.image_id, *tail]
 
     def with_image(self, ids: Sequence[int], num_tokens: int) -> list[int]:
         """The placeholder repeated, once per image feature."""
@@ -101,6 +120,11 @@ class Prompter:
                 )
             found.add(ids[0])
         return sorted(found)
+
+    def piece(self, token: int) -> str:
+        """The text of one token."""
+        text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return text
 
     def pixels(self, images: Sequence[bytes], rows: Sequence[int]) -> Tensor:
         """The images as the vision tower takes them; raises ArtifactError naming the row."""

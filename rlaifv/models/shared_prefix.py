@@ -83,6 +83,13 @@ class _Asked(NamedTuple):
     ids: list[int]
 
 
+class TokenLogp(NamedTuple):
+    """A token's text and its log-probability in nats."""
+
+    text: str
+    logp: float
+
+
 class _QuestionRow(NamedTuple):
     image: int
     row: TokenRow
@@ -181,6 +188,18 @@ class SharedPrefixModel:
             for row, logps in zip(group, self.branch_logps(batch), strict=True):
                 results[row] = [part.cpu().numpy() for part in logps]
         return [results[row] for row in range(len(rows))]
+
+    @torch.inference_mode()
+    def first_tokens(self, image: bytes, question: str, *, count: int) -> list[TokenLogp]:
+        """The likeliest first tokens of an answer, best first; for servers."""
+        batch = self._encode([Branches(image, question, ("",))], [0], None)
+        features = self._side.features(batch.pixels)
+        embeds_BLE = self._side.merge(batch.packed.ids_BL, features, batch.image_of_row_B)
+        hidden_ME = self._hidden(batch.packed, embeds_BLE, batch.sources_M)
+        logps_V = self._decoder.logits(hidden_ME)[0].log_softmax(-1)
+        best = logps_V.topk(min(count, len(logps_V)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [TokenLogp(self._prompter.piece(token), logp) for token, logp in pairs]
 
     # --- differentiable --------------------------------------------------------------------------
 

@@ -4,13 +4,13 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from rlaifv.errors import ArtifactError, ConfigError, TransientError
-from rlaifv.store._store import COMPLETE, ObjectInfo
+from rlaifv.store._store import COMPLETE, FileInfo, ObjectInfo, write_marker
 
 TEMPORARY = ".tmp-"
 
@@ -66,10 +66,11 @@ class LocalBackend:
             source.replace(self._at(key))
             _sync(self._at(key).parent)
 
-    def put_tree_if_absent(self, key: str, folder: Path) -> bool:
-        """Makes a complete staged folder the tree `key`, unless there is one already."""
+    def put_tree_if_absent(self, key: str, folder: Path, files: Iterable[FileInfo]) -> bool:
+        """Makes a staged folder of `files` the tree `key`, unless there is one already."""
         target = self._at(key)
         with _explained(str(target)):
+            write_marker(folder / COMPLETE, files, at={})
             target.parent.mkdir(parents=True, exist_ok=True)
             for path in sorted(folder.rglob("*")):
                 _sync(path)

@@ -2,11 +2,10 @@
 
 import datetime
 import hashlib
-import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
@@ -26,7 +25,14 @@ from rlaifv.store._s3_transfer import (
     head,
     put_if_absent,
 )
-from rlaifv.store._store import COMPLETE, FileInfo, ObjectInfo, file_digest, files_digest
+from rlaifv.store._store import (
+    COMPLETE,
+    FileInfo,
+    ObjectInfo,
+    file_digest,
+    files_digest,
+    write_marker,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import (
@@ -34,6 +40,8 @@ if TYPE_CHECKING:
         ListObjectsV2OutputTypeDef,
     )
 
+LARGE = 2
+"""Large files uploaded at once, so that one's last blocks do not leave threads idle."""
 PAGE = 1000
 """Keys per LIST call, S3's most."""
 
@@ -192,7 +200,7 @@ class S3Backend:
 
     # --- trees ----------------------------------------------------------------------------
 
-    def put_tree_if_absent(self, key: str, folder: Path) -> bool:
+    def put_tree_if_absent(self, key: str, folder: Path, files: Iterable[FileInfo]) -> bool:
         """Uploads a staged folder, the marker last; False if another tree was complete first.
 
         No object is ever overwritten, so that two writers cannot mix their files: a file whose
@@ -200,22 +208,21 @@ class S3Backend:
         bytes (a writer that was killed, or is still at work) goes to `<digest>/<path>` below the
         tree, and the marker says so.
         """
-        marker = _Marker.model_validate_json((folder / COMPLETE).read_bytes())
         if self.size(f"{key}/{COMPLETE}") is not None:
             return False
-        with ThreadPoolExecutor(THREADS) as pool:
-            small = [info for info in marker.files if info.bytes <= BLOCK]
-            futures = [pool.submit(self._place, key, folder, info) for info in small]
-            large = [info for info in marker.files if info.bytes > BLOCK]
-            places = {info.path: self._place(key, folder, info, pool) for info in large}
-            places |= {info.path: f.result() for info, f in zip(small, futures, strict=True)}
-        at = {path: place for path, place in sorted(places.items()) if place != path}
-        staged = folder.parent / COMPLETE
-        places_if_odd = {"at": at} if at else {}
-        staged.write_text(
-            json.dumps(marker.model_dump(exclude={"at"}) | places_if_odd, indent=1) + "\n"
-        )
-        won = self.put_file_if_absent(f"{key}/{COMPLETE}", staged)
+        infos: list[FileInfo] = []
+        places: dict[str, Future[str]] = {}
+        with ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(LARGE) as few:
+            for info in files:
+                infos.append(info)
+                if info.bytes <= BLOCK:
+                    places[info.path] = pool.submit(self._place, key, folder, info)
+                else:  # its blocks take the pool's threads
+                    places[info.path] = few.submit(self._place, key, folder, info, pool)
+            found = {path: place.result() for path, place in places.items()}
+        at = {path: place for path, place in found.items() if place != path}
+        write_marker(folder / COMPLETE, infos, at)
+        won = self.put_file_if_absent(f"{key}/{COMPLETE}", folder / COMPLETE)
         if won:
             for path in at:  # not ours, and no longer anybody's
                 self._delete_object(f"{key}/{path}")

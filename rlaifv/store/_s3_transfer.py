@@ -1,6 +1,7 @@
 """Files to and from a bucket: put-if-absent, multipart, and many files at once in bounded memory."""
 
 import hashlib
+import os
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 BLOCK = 8 << 20
 """Bytes of an upload part and of a download request; a larger file goes up as multipart."""
+AHEAD = THREADS + 1
+"""Blocks of a download that may wait for their turn."""
 MAX_BLOCKS = 10_000
 """Parts that S3 allows; for a file above 78 GiB the blocks grow."""
 WRITER = "writer"
@@ -214,7 +217,7 @@ def download(bucket: Bucket, files: Iterable[Wanted], *, what: str) -> None:
     """Downloads and verifies files; one that arrives damaged is fetched again.
 
     Raises ArtifactError for a file whose SHA-256 is not the wanted one, however often it is asked
-    for. Memory: `THREADS` + 2 blocks.
+    for. Memory: `AHEAD` + 1 blocks.
     """
     left = list(files)
     for _ in range(DAMAGED_ATTEMPTS):
@@ -229,7 +232,9 @@ def _download_once(bucket: Bucket, files: Sequence[Wanted], *, what: str) -> lis
     damaged = []
     for file in files:
         file.path.parent.mkdir(parents=True, exist_ok=True)
-        file.path.touch()
+        with file.path.open("wb") as stream:
+            if file.bytes:
+                os.posix_fallocate(stream.fileno(), 0, file.bytes)  # a full disk shows now
     with ThreadPoolExecutor(THREADS) as pool:
         blocks = _in_order(pool, bucket, files, what=what)
         for file in files:
@@ -259,7 +264,7 @@ def _in_order(
         for file in files:
             for start in range(0, file.bytes, BLOCK):
                 ahead.append(pool.submit(fetch, file, start))
-                if len(ahead) > THREADS + 1:
+                if len(ahead) > AHEAD:
                     yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

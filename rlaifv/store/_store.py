@@ -3,8 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, NamedTuple, Protocol, TypeVar
@@ -23,7 +23,7 @@ PROVENANCE = b"rlaifv"
 """Footer key of a part's provenance."""
 ROWS_PER_GROUP = 256
 """Rows per Parquet row group: some 30 MB of photographs."""
-DIGEST_THREADS = 4
+DIGEST_THREADS = 2
 """Files digested at once; each is a thread at some 1 GB/s."""
 
 R = TypeVar("R", bound=Record)
@@ -101,7 +101,7 @@ class Backend(Protocol):
     def staging(self, key: str) -> Any: ...
     def put_file_if_absent(self, key: str, source: Path) -> bool: ...
     def put(self, key: str, data: bytes) -> None: ...
-    def put_tree_if_absent(self, key: str, folder: Path) -> bool: ...
+    def put_tree_if_absent(self, key: str, folder: Path, files: "Iterable[FileInfo]") -> bool: ...
     def tree_path(self, key: str) -> Path: ...
     def open(self, key: str) -> BinaryIO: ...
     def size(self, key: str) -> int | None: ...
@@ -256,9 +256,9 @@ class Store:
             folder = outer / "tree"
             folder.mkdir()
             yield folder
-            marker = {"files": [info.model_dump() for info in _tree_files(folder)]}
-            (folder / COMPLETE).write_text(json.dumps(marker, indent=1) + "\n")
-            self.backend.put_tree_if_absent(key, folder)
+            (folder / COMPLETE).unlink(missing_ok=True)  # of a tree that files were copied from
+            with ThreadPoolExecutor(DIGEST_THREADS) as pool:  # ahead of the upload
+                self.backend.put_tree_if_absent(key, folder, _tree_files(folder, pool))
 
     def tree_exists(self, key: str) -> bool:
         return self.exists(f"{key}/{COMPLETE}")
@@ -310,15 +310,20 @@ def file_digest(path: Path) -> str:
         return stream_digest(stream)
 
 
-def _tree_files(folder: Path) -> list[FileInfo]:
-    """Every file below a folder, sorted by path; digested a few at a time."""
+def _tree_files(folder: Path, pool: Executor) -> Iterator[FileInfo]:
+    """Every file below a folder, sorted by path, each as soon as its digest is known."""
 
     def info(path: Path) -> FileInfo:
         name = path.relative_to(folder).as_posix()
         return FileInfo(path=name, bytes=path.stat().st_size, sha256=file_digest(path))
 
-    with ThreadPoolExecutor(DIGEST_THREADS) as pool:
-        return list(pool.map(info, (path for path in sorted(folder.rglob("*")) if path.is_file())))
+    return pool.map(info, [path for path in sorted(folder.rglob("*")) if path.is_file()])
+
+
+def write_marker(path: Path, files: Iterable[FileInfo], at: Mapping[str, str]) -> None:
+    """A tree's marker; `at` says where a file lies that is not at its own path."""
+    marker: dict[str, Any] = {"files": [info.model_dump() for info in files]}
+    path.write_text(json.dumps(marker | ({"at": dict(at)} if at else {}), indent=1) + "\n")
 
 
 def _write_parquet(

@@ -2,13 +2,14 @@
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlaifv.config import LoraConfig
@@ -56,9 +57,17 @@ def attach(module: PreTrainedModel, config: LoraConfig, *, base: str) -> PeftMod
     return model
 
 
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """PEFT's own files: `PeftModel.from_pretrained(base, folder)` loads them as they are."""
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+def save_adapter(
+    model: PeftModel, folder: Path, *, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """PEFT's own files: `PeftModel.from_pretrained(base, folder)` loads them as they are.
+
+    `weights`: the trained tensors by their name in the base module, when not the model's own.
+    """
+    state = None
+    if weights is not None:
+        state = {f"base_model.model.{name}": tensor for name, tensor in weights.items()}
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 

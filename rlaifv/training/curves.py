@@ -22,6 +22,8 @@ class StepMetrics(NamedTuple):
     """Policy minus reference log-probability of the chosen answers."""
     kl: float
     """KL(reference || policy) per token, estimated on both answers."""
+    length_drift: float
+    """Expected answer length in tokens, policy minus reference, estimated on both answers."""
     learning_rate: float
     grad_norm: float
     """Before clipping."""
@@ -37,6 +39,7 @@ TAGS = {
     "logps_rejected": "logps/rejected",
     "drift_chosen": "drift/chosen",
     "kl": "kl/reference",
+    "length_drift": "drift/length",
     "learning_rate": "learning_rate",
     "grad_norm": "grad_norm",
 }

@@ -1,14 +1,82 @@
-"""AdamW on float32 master weights, whatever precision the model computes in."""
+"""The optimiser: AdamW on float32 master weights, whatever precision the model computes in."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rlaifv.config import TrainConfig
 from rlaifv.errors import ArtifactError, RlaifvError
+from rlaifv.records import PreferencePair
+from rlaifv.training.policy import Policy
+from rlaifv.training.processes import Processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Updates(Protocol):
+    """How gradients become weights; every process of a gang makes every call."""
+
+    def load(self, tensors: Mapping[str, Tensor], *, step: int, source: str) -> None:
+        """Restores what `state` returned after `step` updates; before anything else.
+
+        Strict: raises ArtifactError for a missing, unexpected or differently shaped tensor.
+        """
+        ...
+
+    def score(self, pairs: Sequence[PreferencePair]) -> tuple[list[list[Tensor]], ...]:
+        """`Policy.forward`."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradients of this process's share of the loss."""
+        ...
+
+    def update(self, learning_rate: float) -> float:
+        """One clipped update with the gradients of all processes; their norm before clipping.
+
+        Weights are left alone when the norm is not finite.
+        """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resume needs, by name: `weights/...`, `exp_avg/...`, `exp_avg_sq/...`.
+
+        May be empty on all processes but the main one.
+        """
+        ...
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """What `Policy.save` needs on the main process."""
+        ...
+
+
+def weight_decay_groups(tensors: Iterable[Tensor], decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: no decay for vectors (biases, norms), as transformers' Trainer."""
+    listed = list(tensors)
+    matrices = [tensor for tensor in listed if tensor.ndim > 1]
+    vectors = [tensor for tensor in listed if tensor.ndim <= 1]
+    groups = [(matrices, decay), (vectors, 0.0)]
+    return [{"params": params, "weight_decay": rate} for params, rate in groups if params]
+
+
+def check_tensors(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], *, source: str
+) -> None:
+    """Raises ArtifactError unless `tensors` are what `state` returns for these parameters."""
+    kinds = ("weights", *MOMENTS)
+    expected = {f"{kind}/{name}": tensor for name, tensor in parameters.items() for kind in kinds}
+    if differing := sorted(expected.keys() ^ tensors.keys()):
+        raise ArtifactError(
+            f"{source}: {len(differing)} tensors are missing or unexpected, first {differing[0]}"
+        )
+    for key, tensor in expected.items():
+        if tensors[key].shape != tensor.shape or tensors[key].dtype != torch.float32:
+            raise ArtifactError(
+                f"{source}: {key} is {tensors[key].dtype} {list(tensors[key].shape)}, "
+                f"float32 {list(tensor.shape)} was expected"
+            )
 
 
 class MasterAdamW:
@@ -20,27 +88,27 @@ class MasterAdamW:
     DeepSpeed's bf16 optimiser does, and unlike autocast it leaves the model as it was when the
     reference log-probabilities were computed: the first loss is ln 2.
 
-    Weight decay spares vectors (biases, norms), as transformers' Trainer does.
+    Several processes each hold everything and add up their gradients.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
-        self._parameters = dict(parameters)
+    def __init__(self, policy: Policy, config: TrainConfig, *, processes: Processes) -> None:
+        self._policy, self._processes = policy, processes
+        self._parameters = policy.trainable()
+        self._max_norm = config.max_grad_norm
         self._masters = {
             name: parameter if parameter.dtype == torch.float32 else parameter.detach().float()
             for name, parameter in self._parameters.items()
         }
-        matrices = [master for master in self._masters.values() if master.ndim > 1]
-        vectors = [master for master in self._masters.values() if master.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self._adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=0.0, fused=True
-        )
+        groups = weight_decay_groups(self._masters.values(), config.weight_decay)
+        self._adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
-    def collect(self) -> None:
-        """Moves the gradients of one backward pass to the master weights."""
+    def score(self, pairs: Sequence[PreferencePair]) -> tuple[list[list[Tensor]], ...]:
+        scores: tuple[list[list[Tensor]], ...] = self._policy(pairs)
+        return scores
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds gradients in float32."""
+        loss.backward()  # type: ignore[no-untyped-call]
         for name, parameter in self._parameters.items():
             master = self._masters[name]
             if master is parameter or parameter.grad is None:
@@ -51,25 +119,26 @@ class MasterAdamW:
                 master.grad += parameter.grad
             parameter.grad = None
 
-    def clip(self, max_norm: float) -> Tensor:
-        """Scales the gradients down to `max_norm`; their norm before, which may be non-finite.
+    def update(self, learning_rate: float) -> float:
+        """One update; see `Updates`.
 
-        Raises RlaifvError when a parameter has none: it would silently stay as it is.
+        Raises RlaifvError when a parameter has no gradient: it would silently stay as it is.
         """
-        if missing := [name for name, master in self._masters.items() if master.grad is None]:
+        masters = self._masters.items()
+        if missing := [name for name, master in masters if master.grad is None]:
             raise RlaifvError(f"training: no gradient reached {missing[0]} ({len(missing)} in all)")
-        return nn.utils.clip_grad_norm_(self._masters.values(), max_norm)
-
-    def step(self, learning_rate: float) -> None:
-        """One update; the gradients are gone afterwards."""
-        for group in self._adamw.param_groups:
-            group["lr"] = learning_rate
-        self._adamw.step()
+        self._processes.add_up(master.grad for _, master in masters if master.grad is not None)
+        norm = nn.utils.clip_grad_norm_(self._masters.values(), self._max_norm)
+        if norm.isfinite():
+            for group in self._adamw.param_groups:
+                group["lr"] = learning_rate
+            self._adamw.step()
+            self._publish()
         self._adamw.zero_grad(set_to_none=True)
-        self._publish()
+        return norm.item()
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a resume needs, by name: `weights/...`, `exp_avg/...`, `exp_avg_sq/...`."""
+        """Of every process: they all hold the same."""
         tensors = {f"weights/{name}": master.detach() for name, master in self._masters.items()}
         for name, master in self._masters.items():
             for moment in MOMENTS:
@@ -77,22 +146,8 @@ class MasterAdamW:
         return tensors
 
     def load(self, tensors: Mapping[str, Tensor], *, step: int, source: str) -> None:
-        """Restores what `state` returned after `step` updates.
-
-        Strict: raises ArtifactError for a missing, unexpected or differently shaped tensor.
-        """
-        kinds = ("weights", *MOMENTS)
-        expected = {f"{kind}/{name}": m for name, m in self._masters.items() for kind in kinds}
-        if differing := sorted(expected.keys() ^ tensors.keys()):
-            raise ArtifactError(
-                f"{source}: {len(differing)} tensors are missing or unexpected, first {differing[0]}"
-            )
-        for key, master in expected.items():
-            if tensors[key].shape != master.shape or tensors[key].dtype != torch.float32:
-                raise ArtifactError(
-                    f"{source}: {key} is {tensors[key].dtype} {list(tensors[key].shape)}, "
-                    f"float32 {list(master.shape)} was expected"
-                )
+        """Restores what `state` returned after `step` updates; see `Updates`."""
+        check_tensors(tensors, self._masters, source=source)
         for name, master in self._masters.items():
             with torch.no_grad():
                 master.copy_(tensors[f"weights/{name}"])
@@ -100,6 +155,10 @@ class MasterAdamW:
             count = torch.tensor(float(step), device=master.device)
             self._adamw.state[master] = {"step": count, **moments}
         self._publish()
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """Nothing: the policy has them."""
+        return None
 
     @torch.no_grad()
     def _publish(self) -> None:

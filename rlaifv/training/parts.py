@@ -1,9 +1,10 @@
 """The parts of a vision-language model by role, and its complete Hugging Face folder."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
@@ -23,6 +24,12 @@ def vision_tower(module: PreTrainedModel) -> nn.Module:
     """The image encoder, which is never trained (the release runs it without gradients)."""
     tower: nn.Module = module.get_encoder(modality="image")
     return tower
+
+
+def tower_place(module: PreTrainedModel) -> tuple[nn.Module, str]:
+    """The module that holds the vision tower, and the attribute under which it does."""
+    parent, _, name = _name_of(module, vision_tower(module)).rpartition(".")
+    return module.get_submodule(parent), name
 
 
 def projector_names(module: PreTrainedModel) -> tuple[str, ...]:
@@ -49,13 +56,19 @@ def recompute_activations(module: PreTrainedModel) -> None:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def save_full(module: PreTrainedModel, folder: Path, *, like: Path) -> None:
-    """A folder for `from_pretrained`, vLLM and others: weights and config of `module`.
+def save_full(
+    module: PreTrainedModel,
+    folder: Path,
+    *,
+    like: Path,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """A folder for `from_pretrained`, vLLM and others: weights (or `weights`) and config of `module`.
 
     Tokenizer, processor, chat template and whatever else is not weights are copied from the folder
     `like`, byte for byte.
     """
-    module.save_pretrained(str(folder))
+    module.save_pretrained(str(folder), state_dict=None if weights is None else dict(weights))
     for source in sorted(like.iterdir()):
         target = folder / source.name
         if source.is_file() and not source.name.endswith(WEIGHTS) and not target.exists():

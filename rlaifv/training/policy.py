@@ -1,6 +1,6 @@
 """The policy in training: which parts train, how pairs are scored, what a checkpoint holds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from rlaifv.training.parts import (
     freeze_all_but_language_and_projector,
     recompute_activations,
     save_full,
+    tower_place,
     vision_tower,
 )
 
@@ -50,8 +51,8 @@ class Policy(nn.Module):
         named = self.module.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def forward(self, pairs: Sequence[PreferencePair]) -> list[list[Tensor]]:
-        """Per pair: token log-probabilities of the chosen and of the rejected answer, float32.
+    def forward(self, pairs: Sequence[PreferencePair]) -> tuple[list[list[Tensor]], ...]:
+        """Per pair, chosen answer first: token log-probabilities in float32, and the token ids.
 
         Raises ArtifactError naming the pair that is too long or whose image is broken.
         """
@@ -64,7 +65,8 @@ class Policy(nn.Module):
             self._features.get(images[number], batch.pixels[number : number + 1])
             for number in range(len(batch.pixels))
         ]
-        return self._engine.branch_logps(batch, features=torch.cat(features))
+        logps = self._engine.branch_logps(batch, features=torch.cat(features))
+        return logps, batch.split(batch.targets_M)
 
     def _encode(self, pairs: Sequence[PreferencePair]) -> BranchBatch:
         try:
@@ -79,14 +81,33 @@ class Policy(nn.Module):
                     raise ArtifactError(f"pairs: pair {pair.pair_id}: {error}") from error
             raise
 
-    def save(self, folder: Path) -> None:
-        """The checkpoint: a full tree in the policy's precision, or an adapter."""
+    def hide_tower(self) -> dict[str, Tensor]:
+        """Hides the vision tower from whoever walks over the modules; its weights by name.
+
+        A tower that is spread over processes would have to run on all of them at the same time;
+        features kept from earlier epochs make that impossible.
+        """
+        parent, name = tower_place(self.module)
+        tower = vision_tower(self.module)
+        named = self.module.named_parameters()
+        inside = {id(parameter) for parameter in tower.parameters()}
+        weights = {path: tensor.detach() for path, tensor in named if id(tensor) in inside}
+        delattr(parent, name)
+        parent.__dict__[name] = tower  # found as before, but no longer registered
+        return weights
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """The checkpoint: a full tree in the policy's precision, or an adapter.
+
+        `weights` replaces the module's own, by name in the module; for an adapter those that are
+        trained are enough.
+        """
         if self._adapted is None:
-            save_full(self.module, folder, like=self._source)
+            save_full(self.module, folder, like=self._source, weights=weights)
         else:
             from rlaifv.training import adapters
 
-            adapters.save_adapter(self._adapted, folder)
+            adapters.save_adapter(self._adapted, folder, weights=weights)
 
 
 class _FeatureCache:

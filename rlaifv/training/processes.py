@@ -1,53 +1,52 @@
-"""The processes that train one model together: the only module that knows of Accelerate.
+"""The processes that train one model together, as torchrun (or nothing) started them."""
 
-One process is what is tested so far. What several processes (and DeepSpeed) need is here already:
-the share of a batch, the scale of the loss, and the gathering of what was counted.
-"""
+import os
+from collections.abc import Iterable
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor, distributed
 
 from rlaifv.training.schedule import Rank
 
 
 class Processes:
-    """This process among its peers, as torchrun or `accelerate launch` started them."""
+    """This process among its peers; joins them, and takes the GPU of its own, when first made."""
 
     def __init__(self) -> None:
-        self._accelerator = Accelerator(mixed_precision="no")
-
-    @property
-    def rank(self) -> Rank:
-        return Rank(self._accelerator.process_index, self._accelerator.num_processes)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._accelerator.device
-        return device
+        cuda = torch.cuda.is_available()
+        self._backend = "nccl" if cuda else "gloo"
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+            distributed.init_process_group(self._backend)
+        group = distributed.is_initialized()
+        self.rank = Rank(
+            distributed.get_rank() if group else 0, distributed.get_world_size() if group else 1
+        )
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes checkpoints and curves."""
-        return bool(self._accelerator.is_main_process)
+        """Whether this process writes checkpoints, states and curves."""
+        return self.rank.number == 0
 
-    def wrap(self, scorer: nn.Module) -> nn.Module:
-        """The module to call for scores: a wrapper that averages gradients over processes.
+    def prepare_for_deepspeed(self) -> None:
+        """Sees to what DeepSpeed expects: a process group, if only of this process, and torchrun's
+        LOCAL_RANK, which it looks up again and again."""
+        os.environ.setdefault("LOCAL_RANK", "0")
+        if not distributed.is_initialized():
+            store = distributed.HashStore()
+            distributed.init_process_group(self._backend, store=store, rank=0, world_size=1)
 
-        Gradients are averaged only for what passes through this wrapper's `forward`.
-        """
-        wrapped: nn.Module = self._accelerator.prepare_model(scorer)
-        return wrapped
-
-    def backward(self, loss: Tensor, *, batch_size: int) -> None:
-        """Adds the gradient of `loss` / `batch_size`: of the mean over the whole global batch.
-
-        `loss` is the sum over this process's pairs; the peers' gradients are averaged, not added,
-        hence the factor.
-        """
-        self._accelerator.backward(loss * (self.rank.num_processes / batch_size))
+    def add_up(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces each tensor by the sum of the peers' tensors of the same place."""
+        if self.rank.num_processes > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
 
     def gather(self, values_PM: Tensor) -> Tensor:
         """Every process's rows, rank by rank; equally many from each."""
-        gathered: Tensor = self._accelerator.gather(values_PM)
-        return gathered
+        if self.rank.num_processes == 1:
+            return values_PM
+        parts = [torch.empty_like(values_PM) for _ in range(self.rank.num_processes)]
+        distributed.all_gather(parts, values_PM.contiguous())
+        return torch.cat(parts)

@@ -66,19 +66,16 @@ def make_plan(pair_ids: Iterable[str], config: TrainConfig, *, seed: int) -> Pla
 
 
 def micro_batches(batch: Sequence[str], rank: Rank, *, size: int) -> list[MicroBatch]:
-    """This process's share of a batch: every `num_processes`-th pair, in forward passes of `size`.
+    """This process's forward passes: the batch in slices of `size`, dealt to the processes in turn.
 
-    All processes get equally many passes of equal size, since each must enter every collective
-    operation; a share that is too short is filled up with pairs that are not counted.
+    The slices, and with them the random numbers of dropout, are the same for any number of
+    processes; more processes than slices are therefore of no use. All processes get equally many passes, since each must enter
+    every collective operation; one that gets a slice too few repeats a pair that is not counted.
     """
-    share = list(batch[rank.number :: rank.num_processes])
-    longest = math.ceil(len(batch) / rank.num_processes)
-    counted = len(share)
-    share += [batch[0]] * (longest - counted)
-    return [
-        MicroBatch(tuple(share[start : start + size]), max(0, min(size, counted - start)))
-        for start in range(0, longest, size)
-    ]
+    slices = [tuple(batch[start : start + size]) for start in range(0, len(batch), size)]
+    passes = [MicroBatch(ids, len(ids)) for ids in slices[rank.number :: rank.num_processes]]
+    missing = math.ceil(len(slices) / rank.num_processes) - len(passes)
+    return [*passes, *([MicroBatch(tuple(batch[:1]), 0)] * missing)]
 
 
 def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:

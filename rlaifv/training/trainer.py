@@ -13,16 +13,17 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rlaifv.config import ModelSpec, TrainConfig
-from rlaifv.dpo import PairLogps, pair_metrics, reference_kl, sigmoid_loss
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.records import PreferencePair, ReferenceLogps
 from rlaifv.training.curves import Curves, StepMetrics
-from rlaifv.training.optimizer import MasterAdamW
+from rlaifv.training.optimizer import MasterAdamW, Updates
 from rlaifv.training.policy import Policy
 from rlaifv.training.processes import Processes
 from rlaifv.training.schedule import MicroBatch, Rank, learning_rate, make_plan, micro_batches
+from rlaifv.training.scoring import Answers, batch_metrics, score_pair
 from rlaifv.training.state import (
     Facts,
     State,
@@ -91,9 +92,10 @@ def train(request: TrainRequest, sink: Sink) -> list[TrainedCheckpoint]:
     _check(request)
     if not request.steps:
         return []
+    processes = Processes()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
-        return _Training(request, sink).run()
+        return _Training(request, sink, processes).run()
 
 
 def _check(request: TrainRequest) -> None:
@@ -122,32 +124,21 @@ def _seed_torch(*parts: object) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-class _Scores(NamedTuple):
-    """Of one pair, scalars: PairLogps' fields, and the KL estimate."""
-
-    policy_chosen: Tensor
-    policy_rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
-    kl: Tensor
-
-
 class _Training:
     """One call of `train`."""
 
-    def __init__(self, request: TrainRequest, sink: Sink) -> None:
-        self._request, self._sink = request, sink
+    def __init__(self, request: TrainRequest, sink: Sink, processes: Processes) -> None:
+        self._request, self._sink, self._processes = request, sink, processes
         self._pairs = {pair.pair_id: pair for pair in request.pairs}
         self._plan = make_plan(self._pairs, request.config, seed=request.seed)
         last, num_steps = request.steps[-1], self._plan.num_steps
         if list(request.steps) != sorted(set(request.steps)) or last > num_steps:
             raise ValueError(f"steps must ascend to at most {num_steps}, got {request.steps}")
         self._identity = _identity(request)
-        self._processes = Processes()
+        _warn_of_idle(self._processes.rank.num_processes, request.config)
         _seed_torch(request.seed, "adapter")
         self._policy = Policy(request.policy, request.config, base=request.base)
-        self._scorer = self._processes.wrap(self._policy)
-        self._optimizer = MasterAdamW(self._policy.trainable(), request.config)
+        self._updates = _make_updates(self._policy, request.config, processes=self._processes)
         self._step = 0
         self._checkpoints: list[TrainedCheckpoint] = []
         self._losses: list[float] = []
@@ -156,7 +147,7 @@ class _Training:
 
     def _resume(self, folder: Path) -> None:
         state = load_state(folder, identity=self._identity)
-        self._optimizer.load(state.tensors, step=state.facts.step, source=str(folder))
+        self._updates.load(state.tensors, step=state.facts.step, source=str(folder))
         self._step = state.facts.step
         self._checkpoints = list(state.facts.checkpoints)
         log.info("training resumed step=%d", self._step)
@@ -185,45 +176,38 @@ class _Training:
         """One optimiser step on a global batch."""
         request, processes = self._request, self._processes
         rank, size = processes.rank, request.config.micro_batch_size
-        _seed_torch(request.seed, "step", self._step, rank.number)
-        rows = [self._micro_batch(m, len(batch)) for m in micro_batches(batch, rank, size=size)]
-        norm = self._optimizer.clip(request.config.max_grad_norm)
-        gathered_PM = processes.gather(torch.cat(rows)).cpu()
-        _check_finite(gathered_PM, norm.item(), _gathered_ids(batch, rank.num_processes, size))
+        micros = micro_batches(batch, rank, size=size)
+        rows = [self._micro_batch(micro, len(batch)) for micro in micros]
+        gathered_PM = processes.gather(_padded(torch.cat(rows), len(batch))).cpu()
+        counted_PM = gathered_PM[gathered_PM[:, 0] > 0]
+        _check_losses(counted_PM, _gathered_ids(batch, rank.num_processes, size))
         rate = learning_rate(self._step, self._plan.num_steps, request.config)
-        self._optimizer.step(rate)
+        norm = self._updates.update(rate)
+        if not math.isfinite(norm):
+            raise ArtifactError(
+                f"training: the gradient's norm is {norm} for the batch of pairs "
+                f"{', '.join(sorted(batch))}; the update was not made or is not kept"
+            )
         self._step += 1
-        means_M = gathered_PM[gathered_PM[:, 0] > 0, 1:].double().mean(0).tolist()
+        means_M = counted_PM[:, 1:].double().mean(0).tolist()
         self._losses.append(means_M[0])
-        return StepMetrics._make((self._step, *means_M, rate, norm.item()))
+        return StepMetrics._make((self._step, *means_M, rate, norm))
 
     def _micro_batch(self, micro: MicroBatch, batch_size: int) -> Tensor:
         """Adds the gradients of some pairs. [P, M]: 1 if counted, then StepMetrics' means."""
-        beta = self._request.config.beta
+        config = self._request.config
+        _seed_torch(self._request.seed, "step", self._step, *micro.pair_ids)  # dropout
         pairs = [self._pairs[pair_id] for pair_id in micro.pair_ids]
-        answers = self._scorer(pairs)
-        scores = [self._scores(pair, logps) for pair, logps in zip(pairs, answers, strict=True)]
-        *columns, kl_P = (torch.stack(column) for column in zip(*scores, strict=True))
-        logps = PairLogps(*columns)
-        losses_P = sigmoid_loss(logps, beta=beta)
-        counted_P = (torch.arange(len(pairs)) < micro.counted).to(losses_P)
-        self._processes.backward((losses_P * counted_P).sum(), batch_size=batch_size)
-        self._optimizer.collect()
-        return torch.stack([counted_P, losses_P.detach(), *pair_metrics(logps, beta=beta), kl_P], 1)
-
-    def _scores(self, pair: PreferencePair, policy: Sequence[Tensor]) -> _Scores:
-        row = self._request.reflogps[pair.pair_id]
-        lists = (row.chosen_token_nats, row.rejected_token_nats)
-        names = ("chosen", "rejected")
-        for name, policy_T, nats in zip(names, policy, lists, strict=True):
-            if len(policy_T) != len(nats):
-                raise ArtifactError(
-                    f"reflogps: pair {pair.pair_id}: {len(nats)} {name} tokens, but the policy "
-                    f"has {len(policy_T)}: another tokenizer or answer made them"
-                )
-        reference = [torch.tensor(nats, dtype=torch.float32).to(policy[0].device) for nats in lists]
-        kl = reference_kl(torch.cat(list(policy)), torch.cat(reference))
-        return _Scores._make([*(logps_T.sum() for logps_T in (*policy, *reference)), kl])
+        logps, tokens = self._updates.score(pairs)
+        rows = [self._request.reflogps[pair.pair_id] for pair in pairs]
+        scored = [
+            score_pair(Answers(*policy), Answers(*ids), row, config=config.loss)
+            for policy, ids, row in zip(logps, tokens, rows, strict=True)
+        ]
+        metrics = batch_metrics(scored, config)
+        counted_P = (torch.arange(len(pairs)) < micro.counted).to(metrics.losses_P)
+        self._updates.backward((metrics.losses_P * counted_P).sum() / batch_size)
+        return torch.stack([counted_P, *(column_P.detach() for column_P in metrics)], 1)
 
     def _hand_over(self) -> None:
         """A checkpoint, then the state that says that it is there."""
@@ -234,34 +218,56 @@ class _Training:
             train_loss=math.fsum(losses) / len(losses),
         )
         self._checkpoints.append(made)
-        if not self._processes.is_main:
-            return
-        self._sink.checkpoint(made, self._policy.save)
+        is_main, weights = self._processes.is_main, self._updates.weights()
+        if is_main:
+            self._sink.checkpoint(made, lambda folder: self._policy.save(folder, weights))
         if self._step < self._request.steps[-1]:
+            tensors = self._updates.state()
             facts = Facts(
                 step=self._step, checkpoints=tuple(self._checkpoints), identity=self._identity
             )
-            state = State(facts, self._optimizer.state())
-            self._sink.state(self._step, lambda folder: save_state(state, folder))
+            if is_main:
+                state = State(facts, tensors)
+                self._sink.state(self._step, lambda folder: save_state(state, folder))
+
+
+def _make_updates(policy: Policy, config: TrainConfig, *, processes: Processes) -> Updates:
+    if not config.zero_stage:
+        return MasterAdamW(policy, config, processes=processes)
+    from rlaifv.training.zero import ZeroAdamW  # DeepSpeed takes seconds to import
+
+    return ZeroAdamW(policy, config, processes=processes)
+
+
+def _warn_of_idle(num_processes: int, config: TrainConfig) -> None:
+    slices = config.global_batch_size // config.micro_batch_size
+    if num_processes > slices:
+        log.warning(
+            "train.global_batch_size %d in passes of train.micro_batch_size %d keeps %d processes "
+            "busy; there are %d",
+            config.global_batch_size,
+            config.micro_batch_size,
+            slices,
+            num_processes,
+        )
+
+
+def _padded(rows_PM: Tensor, num_rows: int) -> Tensor:
+    """Zeros below, so that all processes have equally many rows."""
+    return functional.pad(rows_PM, (0, 0, 0, num_rows - len(rows_PM)))
 
 
 def _gathered_ids(batch: Sequence[str], num_processes: int, size: int) -> list[str]:
-    """Whose pair each row of the gathered metrics is: rank by rank."""
+    """Whose pair each counted row of the gathered metrics is: rank by rank."""
     ranks = (Rank(index, num_processes) for index in range(num_processes))
     passes = (micro for rank in ranks for micro in micro_batches(batch, rank, size=size))
-    return [pair_id for micro in passes for pair_id in micro.pair_ids]
+    return [pair_id for micro in passes for pair_id in micro.pair_ids[: micro.counted]]
 
 
-def _check_finite(metrics_PM: Tensor, norm: float, pair_ids: Sequence[str]) -> None:
-    """The losses of single pairs name the culprit; a gradient can only name the batch."""
+def _check_losses(metrics_PM: Tensor, pair_ids: Sequence[str]) -> None:
     finite_P = metrics_PM.isfinite().all(1).tolist()
     if culprits := [name for name, finite in zip(pair_ids, finite_P, strict=True) if not finite]:
         raise ArtifactError(
-            f"training: the loss is not finite for pairs {', '.join(sorted(set(culprits)))}; "
+            f"training: the loss is not finite for pairs {', '.join(sorted(culprits))}; "
             "the weights were not changed"
-        )
-    if not math.isfinite(norm):
-        raise ArtifactError(
-            f"training: the gradient's norm is {norm} for the batch of pairs "
-            f"{', '.join(sorted(set(pair_ids)))}; the weights were not changed"
         )

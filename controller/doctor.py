@@ -1,0 +1,145 @@
+"""`python -m controller doctor`: whether a root keeps what a run relies on, and what a recipe lacks."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from controller.tables import Column, render
+from rlaifv.config import ModelSpec, RunConfig
+from rlaifv.errors import ArtifactError, ConfigError
+from rlaifv.places import local_path
+from rlaifv.recipes import Wishes, build_config
+from rlaifv.records import Record
+from rlaifv.store import COMPLETE, Store, open_store, probe
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MODELS = "models"
+Outcome = Literal["ok", "note", "fail"]
+
+
+class Line(Record):
+    """One finding."""
+
+    check: str
+    outcome: Outcome
+    """`fail`: a run would lose or mix data, or could not go on; `note`: worth knowing."""
+    text: str
+
+
+class Diagnosis(Record):
+    """What `doctor --json` prints."""
+
+    root: str
+    healthy: bool
+    findings: list[Line]
+
+
+class Need(NamedTuple):
+    """A file, folder or model that a configuration names."""
+
+    key: str
+    """Where in the configuration."""
+    name: str
+    kind: Literal["model", "source", "file"]
+    revision: str | None = None
+
+
+def diagnose(root: str, *, recipe: str | None = None) -> Diagnosis:
+    """Every probe of the store, then what a run of `recipe` lacks on this machine.
+
+    Raises ConfigError for a root or recipe that cannot be meant.
+    """
+    config = build_config(Wishes(recipe=recipe)) if recipe else None
+    store = open_store(root)
+    lines = [Line(check=f.check, outcome=f.outcome, text=f.text) for f in probe(store)]
+    if config is not None:
+        lines += recipe_findings(store, config)
+    healthy = all(line.outcome != "fail" for line in lines)
+    return Diagnosis(root=str(store), healthy=healthy, findings=lines)
+
+
+def diagnosis_text(diagnosis: Diagnosis) -> str:
+    """One line per finding, and the verdict."""
+    columns = (Column("check"), Column("outcome"), Column("finding"))
+    rows = [(line.check, line.outcome, line.text) for line in diagnosis.findings]
+    verdict = "fit for a run" if diagnosis.healthy else "NOT fit for a run: see the lines `fail`"
+    return f"{render(columns, rows)}\n{diagnosis.root}: {verdict}"
+
+
+def recipe_findings(root: Store, config: RunConfig) -> Iterator[Line]:
+    """One line per thing that the configuration names."""
+    for need in _needs(config):
+        try:
+            outcome, text = _look(root, need)
+        except (ConfigError, ArtifactError) as error:
+            outcome, text = "fail", str(error)
+        yield Line(check=need.key, outcome=outcome, text=text)
+    if not config.respond.benchmarks:
+        text = "none named: the last checkpoint is taken, and nothing is measured"
+        yield Line(check="respond.benchmarks", outcome="note", text=text)
+
+
+def _needs(config: RunConfig) -> Iterator[Need]:
+    yield _model("policy", config.policy)
+    if config.claim.model.family != "rules":
+        yield _model("claim.model", config.claim.model)
+    yield _model("verify.labeller", config.verify.labeller)
+    yield Need("prepare.source", config.prepare.source, "source")
+    named = {
+        "prepare.questions": config.prepare.questions,
+        "claim.split_prompt": config.claim.split_prompt,
+        "claim.question_prompt": config.claim.question_prompt,
+    }
+    for one in config.respond.benchmarks:
+        key = f"benchmark {one.name}"
+        named |= {
+            f"{key}.{field}": getattr(one, field)
+            for field in ("path", "vocabulary", "images", "coco", "nltk_data")
+        }
+        named[f"{key}.judge.prompt"] = one.judge.prompt if one.judge else None
+    for key, name in named.items():
+        if name is not None:
+            yield Need(key, name, "file")
+
+
+def _model(key: str, spec: ModelSpec) -> Need:
+    return Need(f"{key}.path", spec.path, "model", spec.revision)
+
+
+def _look(root: Store, need: Need) -> tuple[Outcome, str]:
+    if need.name.startswith("s3://"):
+        return _look_in_store(need.name)
+    path = local_path(need.name)
+    if path.exists():
+        return "ok", f"{need.name}: found"
+    if need.kind == "file" or not HUB_ID.fullmatch(need.name):
+        return "fail", f"{need.name}: no such file or folder on this machine"
+    if need.kind == "source":
+        return "note", f"{need.name}: taken for a data set of the hub; not looked for there"
+    for key in (f"{MODELS}/{need.name}", f"{MODELS}/{need.name}@{need.revision}"):
+        if root.tree_exists(key):
+            return "note", f"{need.name}: imported; name it with --set {need.key}={root}/{key}"
+    return _look_in_hub_cache(need)
+
+
+def _look_in_store(uri: str) -> tuple[Outcome, str]:
+    parent, _, key = uri.rstrip("/").rpartition("/")
+    store = open_store(parent)
+    if store.tree_exists(key) or store.exists(key):
+        return "ok", f"{uri}: found"
+    return "fail", f"{uri}: no such object, and no complete tree (no {COMPLETE})"
+
+
+def _look_in_hub_cache(need: Need) -> tuple[Outcome, str]:
+    try:
+        from huggingface_hub import constants, try_to_load_from_cache
+    except ModuleNotFoundError:
+        return "note", f"{need.name}: a hub id; huggingface_hub is not installed here to look"
+    cached = try_to_load_from_cache(need.name, "config.json", revision=need.revision)
+    if isinstance(cached, str) and list(Path(cached).parent.glob("*.safetensors")):
+        return "ok", f"{need.name}: in the hub's cache on this machine"
+    advice = f"python -m controller import model {need.name}"
+    if constants.HF_HUB_OFFLINE:
+        return "fail", f"{need.name}: not in the hub's cache, and HF_HUB_OFFLINE is set; {advice}"
+    return "note", f"{need.name}: to be downloaded from the hub by every machine; or {advice}"

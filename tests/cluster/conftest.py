@@ -1,0 +1,169 @@
+"""A real cluster, its images and an S3 server: `make test-cluster`, not `make test`.
+
+`KUBECONFIG` names the cluster to use; without it, k8s/dev/cluster.py starts one on this machine
+and ends it afterwards. `RLAIFV_TEST_CORE` and `RLAIFV_TEST_GPU` name images that the cluster has
+already; without them they are built and loaded. `RLAIFV_TEST_HOST` is an address of this machine
+that pods can reach.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import boto3
+import pytest
+import yaml
+
+from tests.s3servers import versitygw_program
+
+ROOT = Path(__file__).parents[2]
+DEV = ROOT / "k8s/dev"
+KEYS = {"ROOT_ACCESS_KEY": "rlaifv", "ROOT_SECRET_KEY": "planted-for-tests"}
+PORT = 7070
+SETTINGS: dict[str, Any] = {"namespace": "rlaifv", "defaults": {"cpu": "400m", "memory": "2Gi"}}
+if not os.environ.get("RLAIFV_TEST_CLUSTER"):
+    collect_ignore_glob = ["test_*.py"]
+
+
+class Cluster(NamedTuple):
+    """A cluster with our images, and a bucket that its pods and we can reach."""
+
+    core: str
+    gpu: str
+    endpoint: str
+    folder: Path
+
+    def kubectl(self, *words: str, stdin: str | None = None, check: bool = True) -> str:
+        """What kubectl says, errors included."""
+        done = subprocess.run(
+            [_kubectl(), *words], input=stdin, capture_output=True, text=True, check=False
+        )
+        if check and done.returncode:
+            pytest.fail(f"kubectl {' '.join(words)}: {done.stderr}{done.stdout}")
+        return done.stdout + done.stderr
+
+    def get(self, *words: str) -> Any:
+        return json.loads(self.kubectl("-n", "rlaifv", "get", *words, "-o", "json"))
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        """Cluster settings with our images."""
+        images = {"core": self.core, "eval": self.gpu, "gpu": self.gpu, "pull_policy": "Never"}
+        return {**SETTINGS, "images": images, **changes}
+
+    def manifests(self, root: str, config: dict[str, Any], *, name: str = "demo") -> Path:
+        """A copy of k8s/*.yaml with what a user sets there."""
+        folder = self.folder / f"k8s-{time.monotonic_ns()}"
+        folder.mkdir()
+        for path in sorted((ROOT / "k8s").glob("*.yaml")):
+            documents = list(yaml.safe_load_all(path.read_text()))
+            for one in documents:
+                if one["kind"] == "ConfigMap":
+                    one["data"] |= {
+                        "ROOT": root,
+                        "NAME": name,
+                        "config.yaml": yaml.safe_dump(config),
+                        "cluster.yaml": yaml.safe_dump(self.settings()),
+                    }
+                if one["kind"] == "Job":
+                    container = one["spec"]["template"]["spec"]["containers"][0]
+                    container |= {"image": self.core, "imagePullPolicy": "Never"}
+            (folder / path.name).write_text(yaml.safe_dump_all(documents))
+        return folder
+
+    def clear(self) -> None:
+        """Removes every Job, and waits until their pods are gone."""
+        self.kubectl("-n", "rlaifv", "delete", "jobs,pods,leases", "--all", "--wait=true")
+
+
+def _kubectl() -> str:
+    found = os.environ.get("RLAIFV_TEST_KUBECTL")
+    if found:
+        return found
+    sys.path.insert(0, str(DEV))
+    try:
+        import cluster  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(DEV))
+    return str(cluster.build() / "kubectl")
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
+    if done.returncode:
+        pytest.fail(f"{' '.join(words)} ended with {done.returncode}")
+
+
+@pytest.fixture(scope="session")
+def images() -> Iterator[tuple[str, str]]:
+    """core and gpu (which has all that eval has), in the cluster that KUBECONFIG then names."""
+    own = not os.environ.get("KUBECONFIG")
+    if own:
+        _run("k8s/dev/cluster.py", "up")
+        os.environ["KUBECONFIG"] = "/var/lib/rlaifv-dev/admin.kubeconfig"
+    try:
+        names = []
+        for kind in ("core", "gpu"):
+            given = os.environ.get(f"RLAIFV_TEST_{kind.upper()}")
+            if not given:
+                given = f"localhost/rlaifv-{kind}:test"
+                flags = os.environ.get("RLAIFV_TEST_BUILD", "").split()
+                _run("images/build.py", kind, "--tag", "test", *flags)
+                _run("k8s/dev/cluster.py", "load", given)
+            names.append(given)
+        yield names[0], names[1]
+    finally:
+        if own:
+            del os.environ["KUBECONFIG"]
+            _run("k8s/dev/cluster.py", "down")
+
+
+@pytest.fixture(scope="session")
+def cluster(images: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The cluster with an empty namespace, its Secret, and versitygw beside it."""
+    folder = tmp_path_factory.mktemp("cluster")
+    host = os.environ.get("RLAIFV_TEST_HOST", "10.244.0.1")
+    (folder / "s3/runs").mkdir(parents=True)
+    command = [str(versitygw_program()), "--port", f"{host}:{PORT}", "--keep-alive", "--quiet"]
+    with (folder / "s3.log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, "posix", str(folder / "s3")], env=os.environ | KEYS, stdout=log, stderr=log
+        )
+    found = Cluster(*images, f"http://{host}:{PORT}", folder)
+    try:
+        found.kubectl("delete", "namespace", "rlaifv", "--ignore-not-found")
+        found.kubectl("apply", "-f", str(ROOT / "k8s/00-namespace.yaml"))
+        secret = yaml.safe_load((ROOT / "k8s/examples/s3-secret.yaml").read_text().split("---")[0])
+        secret["stringData"] |= credentials(found)
+        found.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(secret))
+        yield found
+    finally:
+        server.kill()
+        server.wait()
+
+
+def credentials(cluster: Cluster) -> dict[str, str]:
+    """Of the bucket, as environment variables."""
+    return {
+        "AWS_ACCESS_KEY_ID": KEYS["ROOT_ACCESS_KEY"],
+        "AWS_SECRET_ACCESS_KEY": KEYS["ROOT_SECRET_KEY"],
+        "AWS_ENDPOINT_URL": cluster.endpoint,
+        "AWS_REGION": "us-east-1",
+    }
+
+
+@pytest.fixture
+def bucket(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """`s3://runs`, and our own environment set so that we can read it."""
+    for name, value in credentials(cluster).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RLAIFV_CACHE", str(tmp_path / "cache"))
+    client = boto3.session.Session(region_name="us-east-1").client(
+        "s3", endpoint_url=cluster.endpoint
+    )
+    assert "runs" in [one["Name"] for one in client.list_buckets()["Buckets"]]
+    return "s3://runs"

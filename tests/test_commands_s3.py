@@ -1,0 +1,60 @@
+"""The commands on a bucket: one run made there, read, forked, exported and cleaned."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from controller.doctor import Diagnosis
+from controller.fork import FORK, Fork
+from controller.gc import Collection
+from controller.places import run_place
+from controller.run import settle_config
+from rlaifv.config import RunConfig
+from rlaifv.pipeline import CONFIG, Shard, part_key
+from tests.commands_support import command, go_on, keeping_config
+from tests.s3servers import BUCKET, plain_client, running, use
+
+
+@pytest.mark.slow
+def test_the_commands_work_on_a_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root, config = f"s3://{BUCKET}/runs-{random.randrange(1 << 30)}", keeping_config()
+    with running("versitygw", tmp_path / "server") as server:
+        use(server.endpoint, monkeypatch, tmp_path)
+        place = run_place(root, config.name)
+        settle_config(place.store, config, grow=True)
+        assert go_on(place, config) == 0
+        capsys.readouterr()
+        assert command("doctor", "--json", root=root) == 0
+        assert Diagnosis.model_validate_json(capsys.readouterr().out).healthy
+        assert command("ls", root=root) == 0
+        assert capsys.readouterr().out == "tiny\n"
+        assert command("verify", "tiny", root=root) == 0
+        assert command("show", "pair", "i0-3/3", "tiny", root=root) == 0
+        to = str(tmp_path / "model")
+        assert command("export", "checkpoint", "tiny", "--to", to, root=root) == 0
+        assert (tmp_path / "model/weights").read_text() == "1 4"
+        words = ["fork", "tiny", "new", "--from", "train@1", "--set", "train.beta=0.5"]
+        assert command(*words, root=root) == 0
+        assert "show config" in capsys.readouterr().out
+        new = run_place(root, "new")
+        kept = new.store.read_json(FORK, Fork).copied
+        key = part_key(1, "pairs", Shard(0, 1))
+        assert new.store.read_bytes(key) == place.store.read_bytes(key)
+        assert kept[key] == place.store.provenance(key).rows_sha256
+        name = f"{root.rpartition('/')[2]}/new/{key}"
+        head = plain_client(server.endpoint).head_object(Bucket=BUCKET, Key=name)
+        assert head["Metadata"]["sha256"] == new.store.part_info(key).sha256
+        assert go_on(new, new.store.read_json(CONFIG, RunConfig)) == 0
+        assert command("verify", "new", root=root) == 0
+        capsys.readouterr()
+        assert command("gc", "tiny", "--delete", "--json", root=root) == 0
+        found = Collection.model_validate_json(capsys.readouterr().out)
+        assert {item.key for item in found.items} == {
+            "iteration-0/checkpoints/step-000002",
+            "iteration-1/checkpoints/step-000002",
+        }
+        assert command("verify", "tiny", root=root) == 0

@@ -166,6 +166,10 @@ def _alive(job: Json, pods: Sequence[Json]) -> Sight:
         if job["spec"].get("suspend"):
             queue = job["metadata"].get("labels", {}).get(KUEUE, "")
             return Sight(ShardState("waiting", attempts, reason=f"queued: {queue}".rstrip(": ")))
+        if (
+            before and before[-1]["status"]["phase"] == "Succeeded"
+        ):  # the Job has not counted it yet
+            return Sight(ShardState("running", attempts))
         reason = job.get("event") or _last_failure(before)
         return Sight(ShardState("waiting", attempts, reason=reason))
     pod = current[-1]

@@ -257,6 +257,8 @@ def join_gang(module: str) -> None:
     if "RANK" not in os.environ and {"PET_NNODES", "PET_NPROC_PER_NODE"} & os.environ.keys():
         # Without `--` it takes our --run for its own --run-path.
         torchrun = (sys.executable, "-m", "torch.distributed.run", "-m", "--", module)
+        # A second restart would meet the first one's keys in the shared store, and hang.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         os.execv(sys.executable, [*torchrun, *sys.argv[1:]])  # noqa: S606
 
 

@@ -57,5 +57,6 @@ def reference_notes(spec: ModelSpec) -> dict[str, str]:
     return {
         "reference weights": weights_digest(folder),
         "reference dtype": spec.dtype,
+        "reference prompt": spec.prompt,
         "reference processor": digest.hexdigest()[:16],
     }

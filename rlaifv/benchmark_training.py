@@ -25,7 +25,7 @@ PATHS = {
 }
 TARGETS = {"two-row": 1.5, "trl-whole": 2.0}
 """How many times faster than these ours has to be."""
-WORDS = "the picture shows a small red cup on two wooden tables near an open window".split()
+WORDS = ("the", "picture", "shows", "a", "small", "red", "cup", "near", "an", "open", "window")
 
 
 class Work(NamedTuple):
@@ -96,20 +96,19 @@ def _pairs(work: Work) -> list[Any]:
         encoded = io.BytesIO()
         Picture.new("RGB", (640, 480), (rng.randrange(256), 90, 30)).save(encoded, "PNG")
         chosen, rejected = (" ".join(rng.choices(WORDS, k=work.words)) for _ in range(2))
-        pairs.append(
-            PreferencePair(
-                ds_name="",
-                image=Image(bytes=encoded.getvalue()),
-                question="What is there?",
-                chosen=chosen,
-                rejected=rejected,
-                origin_dataset="",
-                origin_split="{}",
-                idx=number,
-                image_path="",
-                pair_id=str(number),
-            )  # fmt: skip
+        pair = PreferencePair(
+            ds_name="",
+            image=Image(bytes=encoded.getvalue()),
+            question="What is there?",
+            chosen=chosen,
+            rejected=rejected,
+            origin_dataset="",
+            origin_split="{}",
+            idx=number,
+            image_path="",
+            pair_id=str(number),
         )
+        pairs.append(pair)
     return pairs
 
 
@@ -132,7 +131,8 @@ def _ours(work: Work) -> Callable[[], None]:
     updates = MasterAdamW(policy, config, processes=Processes())
 
     def step() -> None:
-        logps, _ = updates.score(pairs)
+        scores = updates.score(pairs)
+        logps = scores.split(scores.logps_M)
         deltas = torch.stack([chosen.sum() - rejected.sum() for chosen, rejected in logps])
         updates.backward(-torch.nn.functional.logsigmoid(0.1 * deltas).mean())
         updates.update(1e-6)
@@ -155,7 +155,7 @@ def _two_rows(work: Work) -> Callable[[], None]:
         for row in rows:
             ((chosen, rejected),) = engine.two_row_logps([row])
             delta = chosen.sum() - rejected.sum()
-            (-torch.nn.functional.logsigmoid(0.1 * delta) / len(rows)).backward()
+            torch.autograd.backward(-torch.nn.functional.logsigmoid(0.1 * delta) / len(rows))
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         adamw.step()
         adamw.zero_grad()
@@ -223,7 +223,7 @@ def _trl(work: Work, *, whole: bool) -> Callable[[], None]:
         if not whole:
             zeros = torch.zeros(len(rows), device=trainer.args.device)
             inputs |= {"ref_chosen_logps": zeros, "ref_rejected_logps": zeros}
-        trainer.compute_loss(trainer.model, inputs).backward()
+        torch.autograd.backward(trainer.compute_loss(trainer.model, inputs))
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         adamw.step()
         adamw.zero_grad()

@@ -58,10 +58,10 @@ def demo() -> RunConfig:
         prepare=PrepareConfig(
             source=_package(demo_world.INSTRUCTIONS), instructions_per_iteration=300
         ),
-        sample=SampleConfig(num_answers=8, temperature=1.0, max_new_tokens=64),
+        sample=SampleConfig(num_answers=8, temperature=1.0, top_k=0, max_new_tokens=64),
         verify=VerifyConfig(labeller=_shipped(demo_world.LABELLER)),
-        pair=PairConfig(pick="closest_length"),
-        train=TrainConfig(learning_rate=1e-5, epochs=2, checkpoints_per_epoch=1),
+        pair=PairConfig(pick="closest_length", balance_length=False),
+        train=TrainConfig(learning_rate=8e-6, epochs=2, checkpoints_per_epoch=1),
         respond=RespondConfig(
             benchmarks=(
                 _scenes("selection", demo_world.SELECTION, use="select"),

@@ -159,7 +159,7 @@ def test_turns_packed_behind_one_image_count_as_if_alone() -> None:
                 pixel_values=batch.pixels_B3HH,
                 labels=batch.labels_BL,
             )
-            total += float(output.loss) * 2 * len(packed)
+            total += output.loss.item() * 2 * len(packed)
         return total
 
     assert losses([turns]) == pytest.approx(losses([turns[:1], turns[1:]]), abs=1e-4)

@@ -14,7 +14,7 @@ from controller.k8s_commands import render
 from controller.k8s_manifest import Attempt, job_manifest, job_name
 from controller.k8s_settings import ClusterSettings, read_settings
 from controller.k8s_states import indices, look
-from controller.plan import JobSpec, Planner, every_job
+from controller.plan import JobSpec, Planner, ShardState, every_job
 from jobs._indexed import command
 from rlaifv.errors import ConfigError
 from rlaifv.pipeline import STAGES
@@ -218,6 +218,11 @@ def test_each_shard_has_its_own_state() -> None:
         6: "waiting",
     }
     assert sights[6].state.reason.startswith("unschedulable: 0/1 nodes are available")
+
+
+def test_a_pod_that_has_just_succeeded_waits_for_nothing() -> None:
+    (sight,) = look(job_json((4,)), [pod_json(0, phase="Succeeded")]).values()
+    assert sight.state == ShardState("running", 1)
 
 
 def test_a_job_whose_pods_are_gone_still_says_why() -> None:

@@ -32,7 +32,10 @@ TRAIN = ["-m", "tests.training_support"]
 
 
 def start(words: Sequence[str]) -> subprocess.Popen[str]:
-    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    environment = dict(os.environ) | {
+        "OMP_NUM_THREADS": "1",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # as `jobs.train` sets it
+    }
     command = [sys.executable, *words]
     root = Path(__file__).parents[1]
     return subprocess.Popen(

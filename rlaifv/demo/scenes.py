@@ -182,11 +182,6 @@ class Thing(NamedTuple):
     shift_px: tuple[int, int]
     """Of the drawing inside its cell: right, down; 0 to 2 each."""
 
-    @property
-    def side(self) -> str:
-        """The half of the image that holds the object: `left` or `right`."""
-        return "left" if self.cell % GRID < GRID // 2 else "right"
-
 
 class Scene(NamedTuple):
     """The whole truth about one image."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rlaifv.config import TrainConfig
 from rlaifv.errors import ArtifactError, RlaifvError
 from rlaifv.records import PreferencePair
-from rlaifv.training.policy import Policy
+from rlaifv.training.policy import Policy, TokenScores
 from rlaifv.training.processes import Processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -25,7 +25,7 @@ class Updates(Protocol):
         """
         ...
 
-    def score(self, pairs: Sequence[PreferencePair]) -> tuple[list[list[Tensor]], ...]:
+    def score(self, pairs: Sequence[PreferencePair]) -> TokenScores:
         """`Policy.forward`."""
         ...
 
@@ -102,8 +102,8 @@ class MasterAdamW:
         groups = weight_decay_groups(self._masters.values(), config.weight_decay)
         self._adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
-    def score(self, pairs: Sequence[PreferencePair]) -> tuple[list[list[Tensor]], ...]:
-        scores: tuple[list[list[Tensor]], ...] = self._policy(pairs)
+    def score(self, pairs: Sequence[PreferencePair]) -> TokenScores:
+        scores: TokenScores = self._policy(pairs)
         return scores
 
     def backward(self, loss: Tensor) -> None:

@@ -1,7 +1,9 @@
 """The policy in training: which parts train, how pairs are scored, what a checkpoint holds."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,25 @@ from rlaifv.training.parts import (
 
 FEATURE_CACHE_BYTES = 8 * 2**30
 """LLaVA-1.5 in bfloat16: 1.18 MB per image, so the images of an iteration fit."""
+
+
+class TokenScores(NamedTuple):
+    """All answers' tokens in a line: of each pair the chosen answer's, then the rejected one's.
+
+    Always the same number of tensors with gradients: ZeRO-3 runs a hook for each, and all processes
+    must run equally many.
+    """
+
+    logps_M: Tensor
+    """Nats, float32."""
+    tokens_M: Tensor
+    counts: tuple[tuple[int, ...], ...]
+    """Per pair and answer."""
+
+    def split(self, values_M: Tensor) -> list[list[Tensor]]:
+        """Per pair and answer."""
+        parts = iter(torch.split(values_M, [count for pair in self.counts for count in pair]))
+        return [[next(parts) for _ in pair] for pair in self.counts]
 
 
 class Policy(nn.Module):
@@ -51,8 +72,8 @@ class Policy(nn.Module):
         named = self.module.named_parameters()
         return {name: parameter for name, parameter in named if parameter.requires_grad}
 
-    def forward(self, pairs: Sequence[PreferencePair]) -> tuple[list[list[Tensor]], ...]:
-        """Per pair, chosen answer first: token log-probabilities in float32, and the token ids.
+    def forward(self, pairs: Sequence[PreferencePair]) -> TokenScores:
+        """Token log-probabilities of both answers of each pair.
 
         Raises ArtifactError naming the pair that is too long or whose image is broken.
         """
@@ -66,7 +87,8 @@ class Policy(nn.Module):
             for number in range(len(batch.pixels))
         ]
         logps = self._engine.branch_logps(batch, features=torch.cat(features))
-        return logps, batch.split(batch.targets_M)
+        line_M = torch.cat(list(itertools.chain.from_iterable(logps)))
+        return TokenScores(line_M, batch.targets_M, batch.counts)
 
     def _encode(self, pairs: Sequence[PreferencePair]) -> BranchBatch:
         try:

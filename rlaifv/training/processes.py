@@ -34,7 +34,7 @@ class Processes:
         LOCAL_RANK, which it looks up again and again."""
         os.environ.setdefault("LOCAL_RANK", "0")
         if not distributed.is_initialized():
-            store = distributed.HashStore()
+            store = distributed.HashStore()  # type: ignore[attr-defined]
             distributed.init_process_group(self._backend, store=store, rank=0, world_size=1)
 
     def add_up(self, tensors: Iterable[Tensor]) -> None:

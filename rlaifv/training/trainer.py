@@ -198,7 +198,8 @@ class _Training:
         config = self._request.config
         _seed_torch(self._request.seed, "step", self._step, *micro.pair_ids)  # dropout
         pairs = [self._pairs[pair_id] for pair_id in micro.pair_ids]
-        logps, tokens = self._updates.score(pairs)
+        scores = self._updates.score(pairs)
+        logps, tokens = scores.split(scores.logps_M), scores.split(scores.tokens_M)
         rows = [self._request.reflogps[pair.pair_id] for pair in pairs]
         scored = [
             score_pair(Answers(*policy), Answers(*ids), row, config=config.loss)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rlaifv.config import TrainConfig
 from rlaifv.records import PreferencePair
 from rlaifv.training.optimizer import MOMENTS, check_tensors, weight_decay_groups
-from rlaifv.training.policy import Policy
+from rlaifv.training.policy import Policy, TokenScores
 from rlaifv.training.processes import Processes
 
 
@@ -55,10 +55,10 @@ class ZeroAdamW:
             for moment in MOMENTS:
                 self._restore(parameter, tensors[f"{moment}/{name}"], moment)
 
-    def score(self, pairs: Sequence[PreferencePair]) -> tuple[list[list[Tensor]], ...]:
+    def score(self, pairs: Sequence[PreferencePair]) -> TokenScores:
         if self._engine is None:
             self._start(0)
-        scores: tuple[list[list[Tensor]], ...] = self._engine(pairs)
+        scores: TokenScores = self._engine(pairs)
         return scores
 
     def backward(self, loss: Tensor) -> None:

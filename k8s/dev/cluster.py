@@ -292,7 +292,9 @@ def down() -> None:
         return
     if running("apiserver") and running("kubelet"):
         with contextlib.suppress(ClusterError, subprocess.SubprocessError):
-            kubectl("delete", "pods", "--all", "-A", "--grace-period=0", "--force", check=False)
+            # Not waited for: a Job's pods keep a finalizer until a controller that may hang is done.
+            now = ("--grace-period=0", "--force", "--wait=false", "--request-timeout=10s")
+            kubectl("delete", "pods", "--all", "-A", *now, check=False)
     stop("kubelet")
     machine.stop_containers()
     for name in (

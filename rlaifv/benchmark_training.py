@@ -5,6 +5,7 @@ path runs in a process of its own, so that its peak memory is its own.
 """
 
 import argparse
+import copy
 import json
 import random
 import resource
@@ -219,7 +220,7 @@ def _trl(work: Work, *, whole: bool) -> Callable[[], None]:
     adamw = torch.optim.AdamW(trained, lr=1e-6, fused=True)
 
     def step() -> None:
-        inputs = dict(trainer._prepare_inputs(trainer.data_collator(rows)))
+        inputs = dict(trainer._prepare_inputs(trainer.data_collator(copy.deepcopy(rows))))
         if not whole:
             zeros = torch.zeros(len(rows), device=trainer.args.device)
             inputs |= {"ref_chosen_logps": zeros, "ref_rejected_logps": zeros}

@@ -49,6 +49,12 @@ def _evaluate(flags: argparse.Namespace, argv: Sequence[str]) -> int:
     return evaluate(*read_flags(flags, ("python", "-m", "controller", *argv)))
 
 
+def _train(flags: argparse.Namespace, argv: Sequence[str]) -> int:
+    from controller.train import read_flags, train
+
+    return train(*read_flags(flags, ("python", "-m", "controller", *argv)))
+
+
 def _status(flags: argparse.Namespace) -> int:
     from controller.places import existing_run
     from controller.status import read_status, status_text
@@ -177,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Mistakes end with a message, not a traceback."""
     words = sys.argv[1:] if argv is None else list(argv)
     flags = parser().parse_args(words)
+    starting = {"run": _run, "evaluate": _evaluate, "train": _train}
     commands = {
         "status": _status,
         "report": _report,
@@ -192,10 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         **COMMANDS,
     }
     try:
-        if flags.command == "run":
-            return _run(flags, words)
-        if flags.command == "evaluate":
-            return _evaluate(flags, words)
+        if flags.command in starting:
+            return starting[flags.command](flags, words)
         return commands[flags.command](flags)
     except RlaifvError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run_flags(commands.add_parser("run", help="start a run, or go on with it"))
     _evaluate_flags(commands.add_parser("evaluate", help="benchmarks of any model"))
+    _train_flags(commands.add_parser("train", help="DPO on pairs that exist already"))
     status = commands.add_parser("status", help="how far a run is")
     _run_argument(status)
     status.add_argument("--json", action="store_true", help=JSON_HELP)
@@ -199,6 +200,26 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML: other settings")
     command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     command.add_argument("--name", help="the run's name (default: eval- and the model's)")
+    _root_flag(command)
+    _executor_flags(command)
+
+
+def _train_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--pairs",
+        required=True,
+        metavar="SOURCE",
+        help="hub id, Parquet or JSON lines (file, folder, s3://) with RLAIF-V-Dataset's columns",
+    )
+    command.add_argument("--model", metavar="PATH", help="folder, hub id or URI (the recipe's)")
+    command.add_argument("--recipe", default="llava15_7b", help="numbers to use (llava15_7b)")
+    command.add_argument("--config", type=Path, metavar="FILE", help="YAML: other settings")
+    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    command.add_argument("--seed", type=int, help="the same as --set seed=...")
+    command.add_argument("--name", help="the run's name (default: train- and the source's)")
+    command.add_argument(
+        "--processes", type=_positive, default=1, help="local: GPUs that train together (1)"
+    )
     _root_flag(command)
     _executor_flags(command)
 

@@ -4,7 +4,7 @@ import contextlib
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -51,8 +51,13 @@ def run(order: Order) -> int:
     return run_config(order, build_config(order.wishes))
 
 
-def run_config(order: Order, config: RunConfig) -> int:
-    """The same with a configuration of the caller's, into which the wishes went already."""
+def run_config(
+    order: Order, config: RunConfig, *, before: Callable[[Store, RunConfig], None] | None = None
+) -> int:
+    """The same with a configuration of the caller's, into which the wishes went already.
+
+    `before` writes what the run's stages read and none of them makes.
+    """
     place = run_place(order.root, config.name)
     local = LocalSettings(place.folder, order.workers, order.threads, order.isolated)
     platform = open_platform(ExecutorSettings(order.executor, local, order.cluster), place)
@@ -63,6 +68,8 @@ def run_config(order: Order, config: RunConfig) -> int:
         config = settle_config(place.store, config, grow=order.wishes.iterations is not None)
         place.store.sweep()  # nothing else writes: we hold the run
         clear_stop(place.store)
+        if before is not None:
+            before(place.store, config)
         return drive_run(order, config, place=place, executor=platform.executor, guard=guard)
 
 

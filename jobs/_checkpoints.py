@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from jobs._entry import Job
 from jobs._models import describe_model
+from jobs._reference import num_scored
 from rlaifv.errors import ArtifactError
 from rlaifv.pipeline import checkpoint_key, checkpoint_steps
 
@@ -33,7 +34,7 @@ def load_ordinal(job: Job, ordinal: int) -> Loaded | None:
 
         job.notes["model"] = describe_model(spec)
         return Loaded(0, load_model(spec))
-    steps = checkpoint_steps(job.config, job.origin("pairs", part=0).rows)
+    steps = checkpoint_steps(job.config, num_scored(job))
     if ordinal > len(steps):
         log.info("no checkpoint %d: training writes %d", ordinal, len(steps))
         return None

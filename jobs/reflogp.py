@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from jobs._entry import Job, in_groups, main
 from jobs._models import describe_model, reference_notes
+from jobs._reference import score_pairs
 from rlaifv.records import PreferencePair, ReferenceLogps
 
 
@@ -15,23 +16,16 @@ def reflogp(job: Job) -> Iterator[ReferenceLogps]:
     reads: pairs, policy
     writes: reflogps
     """
-    from rlaifv.models import load_model  # torch: not for --help, nor for a shard that is done
-    from rlaifv.models.base import Branches
+    from rlaifv.models import load_trainable  # torch: not for --help, nor for a shard that is done
 
     spec, size = job.policy(), job.config.shards.group_size
-    model = load_model(spec)
+    model = load_trainable(spec)
     job.notes |= {"policy": describe_model(spec), **reference_notes(spec)}
-    groups = in_groups(job.read("pairs", PreferencePair, part=0), size)
+    groups = in_groups(enumerate(job.read("pairs", PreferencePair, part=0)), size)
     mine = itertools.islice(groups, job.shard.index, None, job.shard.count)
     share = job.origin("pairs", part=0).rows // job.shard.count
     for group in job.progress(mine, total=share):
-        rows = [Branches(p.image.bytes, p.question, (p.chosen, p.rejected)) for p in group]
-        for pair, (chosen, rejected) in zip(group, model.sequence_logps(rows), strict=True):
-            yield ReferenceLogps(
-                pair_id=pair.pair_id,
-                chosen_token_nats=chosen.tolist(),
-                rejected_token_nats=rejected.tolist(),
-            )
+        yield from score_pairs(job, model, group)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 
 from jobs._entry import Job, join_gang, main
-from jobs._models import describe_model, reference_notes
-from rlaifv.errors import ArtifactError
+from jobs._models import describe_model
+from jobs._reference import check_reference, num_scored, scored_pairs
 from rlaifv.pipeline import checkpoint_key, checkpoint_steps
-from rlaifv.records import Checkpoint, PreferencePair, ReferenceLogps
+from rlaifv.records import Checkpoint, ReferenceLogps
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +23,18 @@ def train(job: Job) -> Iterator[Checkpoint]:
     reads: pairs, reflogps, policy
     writes: checkpoints
     """
-    pairs = list(job.read("pairs", PreferencePair))
-    steps = checkpoint_steps(job.config, len(pairs))
+    steps = checkpoint_steps(job.config, num_scored(job))
     if not steps:
         log.warning(
-            "no training: %d pairs, at least %d needed", len(pairs), job.config.train.min_pairs
+            "no training: %d pairs, at least %d needed",
+            num_scored(job),
+            job.config.train.min_pairs,
         )
         return
     from jobs._training import run_training  # torch: not for --help, nor for a shard that is done
 
-    _check_reference(job)
+    check_reference(job)
+    pairs = scored_pairs(job)
     reflogps = {row.pair_id: row for row in job.read_all("reflogps", ReferenceLogps)}
     job.notes["policy"] = describe_model(job.policy())
     for made in run_training(job, pairs=pairs, reflogps=reflogps, steps=steps):
@@ -44,21 +46,6 @@ def train(job: Job) -> Iterator[Checkpoint]:
             train_loss=made.train_loss,
             num_pairs=len(pairs),
         )
-
-
-def _check_reference(job: Job) -> None:
-    """Raises ArtifactError for reference log-probabilities of another model, processor or pairs."""
-    (pairs,) = job.parts("pairs")
-    wanted = reference_notes(job.policy()) | {"pairs": job.origin("pairs").rows_sha256}
-    for part, key in enumerate(job.parts("reflogps")):
-        origin = job.origin("reflogps", part=part)
-        found = {**origin.notes, "pairs": origin.inputs.get(pairs)}
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise ArtifactError(
-                    f"{job.run}/{key}: made with another {name}: {found.get(name)}, "
-                    f"{value} was expected; delete the reflogps of this iteration"
-                )
 
 
 if __name__ == "__main__":

@@ -213,18 +213,40 @@ def evaluation(model: str, benchmarks: tuple[BenchmarkSpec, ...]) -> RunConfig:
     )
 
 
+def training(recipe: str, pairs: str, model: str | None) -> RunConfig:
+    """A run that trains one policy on pairs that are there already, with a recipe's numbers.
+
+    Raises ConfigError for an unknown recipe.
+    """
+    base = _recipe(recipe)
+    policy = base.policy if model is None else base.policy.model_copy(update={"path": model})
+    return base.model_copy(
+        update={
+            "iterations": 1,
+            "stages": ("reflogp", "train"),
+            "policy": policy,
+            "prepare": base.prepare.model_copy(update={"source": pairs}),
+            "respond": RespondConfig(),
+        }
+    )
+
+
+def _recipe(name: str) -> RunConfig:
+    if name not in RECIPES:
+        raise ConfigError(
+            f"--recipe {name}: no such recipe"
+            f"{_did_you_mean(name, RECIPES)}; there are: {', '.join(RECIPES)}"
+        )
+    return RECIPES[name]()
+
+
 def build_config(wishes: Wishes) -> RunConfig:
     """The configuration of a run.
 
     Raises ConfigError for an unknown recipe or key (naming the closest one), a file that is not
     YAML, and a value that is not allowed.
     """
-    if wishes.recipe not in RECIPES:
-        raise ConfigError(
-            f"--recipe {wishes.recipe}: no such recipe"
-            f"{_did_you_mean(wishes.recipe, RECIPES)}; there are: {', '.join(RECIPES)}"
-        )
-    return change_config(RECIPES[wishes.recipe](), wishes)
+    return change_config(_recipe(wishes.recipe), wishes)
 
 
 def change_config(base: RunConfig, wishes: Wishes) -> RunConfig:

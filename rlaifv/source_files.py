@@ -1,11 +1,11 @@
-"""The formats of `prepare.source`: rows by number, whatever the file."""
+"""The formats of `prepare.source` and of `train --pairs`: rows by number, whatever the file."""
 
 import array
 import json
 import logging
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,9 +24,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_HAS_ID = re.compile(rb'"question_id"\s*:')
-UNIQUE = "question_id"
-"""The user's own id of a row; must not repeat. `ds_question_id` names the image and may."""
 
 
 class BadRow(Exception):
@@ -35,6 +32,16 @@ class BadRow(Exception):
     def __init__(self, field: str, problem: str, value: Any) -> None:
         super().__init__(problem)
         self.field, self.problem, self.value = field, problem, value
+
+
+class Columns(NamedTuple):
+    """What is read of a row; other columns are left alone."""
+
+    types: Mapping[str, str]
+    needed: tuple[tuple[str, ...], ...]
+    """Of each group one must be there."""
+    unique: str
+    """The user's own id of a row; must not repeat. `ds_question_id` names the image and may."""
 
 
 class SourceRow(NamedTuple):
@@ -63,25 +70,30 @@ class Source(Protocol):
         ...
 
 
-def open_source(config: PrepareConfig) -> Source:
-    """The source that `prepare.source` names.
+def open_source(config: PrepareConfig, columns: Columns | None = None) -> Source:
+    """The source that `prepare.source` names; default: `INSTRUCTION_COLUMNS`.
 
     Raises ConfigError when there is nothing of that name or kind, ArtifactError for a broken
     Parquet file, missing columns or wrong column types, no rows, and repeated `question_id`s.
     """
+    columns = columns or INSTRUCTION_COLUMNS
     path = local_path(config.source)
     if path.is_dir():
         parquet = sorted(path.rglob("*.parquet"))
-        source: Source = ParquetSource(path, parquet) if parquet else ImageFolder(path, config)
+        if not parquet and columns is not INSTRUCTION_COLUMNS:
+            raise ConfigError(f"{path}: no Parquet files in it")
+        source: Source = (
+            ParquetSource(path, parquet, columns) if parquet else ImageFolder(path, config)
+        )
     elif path.suffix == ".parquet" and path.exists():
-        source = ParquetSource(path.parent, [path])
+        source = ParquetSource(path.parent, [path], columns)
     elif path.suffix in JSON_SUFFIXES and path.exists():
-        source = _open_json(path)
+        source = _open_json(path, columns)
     elif path.exists():
         known = ", ".join((".parquet", *JSON_SUFFIXES))
         raise ConfigError(f"prepare.source: {path}: unknown kind of file; known: {known}")
     elif _HUB_ID.fullmatch(config.source) and path.suffix not in (".parquet", *JSON_SUFFIXES):
-        source = HubSource(config.source)
+        source = HubSource(config.source, columns)
     else:
         raise ConfigError(f"prepare.source: {config.source}: no such file or folder")
     if len(source) == 0:
@@ -92,18 +104,19 @@ def open_source(config: PrepareConfig) -> Source:
 class JsonLines:
     """One JSON object per line; lines end at a line feed only, so U+2028 is data."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Columns) -> None:
         self.name, self.folder = path.stem, path.parent
         self._path = path
         self._offsets, self._lines = array.array("q"), array.array("q")
-        ids = _UniqueIds(path)
+        ids = _UniqueIds(path, columns)
+        has_id = re.compile(rf'"{columns.unique}"\s*:'.encode())
         with path.open("rb") as stream:
             offset = 0
             for number, line in enumerate(stream):
                 if line.strip():
                     self._offsets.append(offset)
                     self._lines.append(number)
-                    if _HAS_ID.search(line):
+                    if has_id.search(line):
                         ids.add(_parse_line(line), row=number)
                 offset += len(line)
 
@@ -121,10 +134,10 @@ class JsonLines:
 class JsonList:
     """One JSON list, as the release's samplers write it; held in memory as a whole."""
 
-    def __init__(self, path: Path, values: list[Any]) -> None:
+    def __init__(self, path: Path, values: list[Any], columns: Columns) -> None:
         self.name, self.folder = path.stem, path.parent
         self._path, self._values = path, values
-        ids = _UniqueIds(path)
+        ids = _UniqueIds(path, columns)
         for number in range(len(values)):
             ids.add(self._at(number), row=number)
 
@@ -166,21 +179,21 @@ class ImageFolder:
 class ParquetSource:
     """Parquet files with the columns of RLAIF-V-Dataset, or some of them."""
 
-    def __init__(self, folder: Path, paths: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, paths: Sequence[Path], columns: Columns) -> None:
         self.name, self.folder = paths[0].stem if len(paths) == 1 else folder.name, folder
-        self._paths = list(paths)
+        self._paths, self._columns = list(paths), columns
         self._groups: list[tuple[int, int, int, int]] = []  # start, rows, file, group
         self._starts: list[int] = []
         total = 0
-        ids = _UniqueIds(folder)
+        ids, unique = _UniqueIds(folder, columns), columns.unique
         for number, path in enumerate(paths):
             self._starts.append(total)
             with _open_parquet(path) as file:
-                _check_columns(path, file.schema_arrow)
-                if UNIQUE in file.schema_arrow.names:
-                    column = file.read(columns=[UNIQUE]).column(0).to_pylist()
+                _check_columns(path, file.schema_arrow, columns)
+                if unique in file.schema_arrow.names:
+                    column = file.read(columns=[unique]).column(0).to_pylist()
                     for row, value in enumerate(column, total):
-                        ids.add({UNIQUE: value}, row=row)
+                        ids.add({unique: value}, row=row)
                 for group in range(file.num_row_groups):
                     rows = file.metadata.row_group(group).num_rows
                     self._groups.append((total, rows, number, group))
@@ -206,7 +219,7 @@ class ParquetSource:
         self, path: Path, group: int, rows: Sequence[int], start: int
     ) -> Iterator[dict[str, Any]]:
         with _open_parquet(path) as file:
-            names = [name for name in file.schema_arrow.names if name in COLUMNS]
+            names = [name for name in file.schema_arrow.names if name in self._columns.types]
             try:
                 table = file.read_row_group(group, columns=names)
             except (pa.ArrowException, OSError) as error:
@@ -219,9 +232,13 @@ class ParquetSource:
 class HubSource:
     """A data set of the hub, through `datasets`, which downloads and caches it."""
 
-    def __init__(self, name: str) -> None:
-        from datasets import Image, load_dataset  # only here: nothing else needs the network
-
+    def __init__(self, name: str, columns: Columns) -> None:
+        try:  # only here: nothing else needs the network
+            from datasets import Image, load_dataset
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{name}: no such file or folder; for data sets of the hub install `datasets`"
+            ) from error
         self.name, self.folder = name, Path()
         try:
             data = load_dataset(name, split="train")
@@ -232,8 +249,9 @@ class HubSource:
             ) from error
         if isinstance(data.features.get("image"), Image):
             data = data.cast_column("image", Image(decode=False))
-        _check_columns(Path(name), data.features.arrow_schema)
-        self._data = data.select_columns([key for key in data.column_names if key in COLUMNS])
+        _check_columns(Path(name), data.features.arrow_schema, columns)
+        known = [key for key in data.column_names if key in columns.types]
+        self._data = data.select_columns(known)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -243,7 +261,7 @@ class HubSource:
             yield SourceRow(idx, self.name, idx, self._data[idx])
 
 
-COLUMNS = {
+ROW_COLUMNS = {
     "image": "struct<bytes, path>, binary or string",
     "question": "string",
     "raw_question": "string",
@@ -251,24 +269,44 @@ COLUMNS = {
     "image_path": "string",
     "image_id": "string or integer",
     "ds_question_id": "string or integer",
-    "question_id": "string or integer",
     "origin_dataset": "string",
     "origin_split": "string",
 }
-"""Columns that are read; others are left alone."""
+_TEXT_AND_IMAGE = (("question", "raw_question", "prompt"), ("image", "image_path"))
+INSTRUCTION_COLUMNS = Columns(
+    {**ROW_COLUMNS, "question_id": "string or integer"}, _TEXT_AND_IMAGE, unique="question_id"
+)
+PAIR_COLUMNS = Columns(
+    {
+        **ROW_COLUMNS,
+        "chosen": "string",
+        "rejected": "string",
+        "ds_name": "string",
+        "idx": "string or integer",
+        "pair_id": "string",
+        "instruction_id": "string",
+        "chosen_id": "string",
+        "rejected_id": "string",
+        "chosen_score": "integer",
+        "rejected_score": "integer",
+    },
+    (*_TEXT_AND_IMAGE, ("chosen",), ("rejected",)),
+    unique="pair_id",
+)
+"""Those of the published RLAIF-V-Dataset, and what our own pairs have besides."""
 
 
-def _check_columns(path: Path, schema: pa.Schema) -> None:
+def _check_columns(path: Path, schema: pa.Schema, columns: Columns) -> None:
     """Raises ArtifactError naming the column: a wrong type is wrong in every row."""
     for field in schema:
-        expected = COLUMNS.get(field.name)
+        expected = columns.types.get(field.name)
         if expected is None or pa.types.is_null(field.type) or _fits(field.type, expected):
             continue
         raise ArtifactError(
             f"{path}: column {field.name!r} has type {field.type}, expected {expected}"
         )
     names = set(schema.names)
-    for needed in (("question", "raw_question", "prompt"), ("image", "image_path")):
+    for needed in columns.needed:
         if not names & set(needed):
             raise ArtifactError(f"{path}: no column {' or '.join(needed)}; it has {sorted(names)}")
 
@@ -295,16 +333,17 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise ArtifactError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def _open_json(path: Path) -> Source:
+def _open_json(path: Path, columns: Columns) -> Source:
     """JSON lines, or a list if the first character says so."""
     with path.open("rb") as stream:
         start = stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     if start != b"[":
-        return JsonLines(path)
+        return JsonLines(path, columns)
     try:
-        return JsonList(path, json.loads(path.read_text(encoding="utf-8-sig")))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ArtifactError(f"{path}: not a valid JSON list: {error}") from error
+    return JsonList(path, values, columns)
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | BadRow:
@@ -336,19 +375,19 @@ def _read_questions(name: str | None) -> Sequence[str]:
 
 
 class _UniqueIds:
-    """Refuses a `question_id` that was there before."""
+    """Refuses an id that was there before."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, columns: Columns) -> None:
+        self._file, self._field = file, columns.unique
         self._row_of: dict[Any, int] = {}
 
     def add(self, values: dict[str, Any] | BadRow, *, row: int) -> None:
-        value = None if isinstance(values, BadRow) else values.get(UNIQUE)
+        value = None if isinstance(values, BadRow) else values.get(self._field)
         if not isinstance(value, str | int):
             return
         first = self._row_of.setdefault(value, row)
         if first != row:
             raise ArtifactError(
-                f"{self._file}: row {row}, field {UNIQUE}: {value!r} is also the id of row {first}; "
+                f"{self._file}: row {row}, field {self._field}: {value!r} is also the id of row {first}; "
                 "ids must be unique"
             )

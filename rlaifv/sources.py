@@ -1,4 +1,4 @@
-"""A user's own data as instructions: JSON lines, Parquet, a folder of images, or a hub id.
+"""A user's own data as instructions or pairs: JSON lines, Parquet, a folder of images, or a hub id.
 
 Rows are read by number, so that an iteration's slice costs no more memory than a few rows. A bad
 row becomes a `Quarantined`; only what makes the whole source unusable raises.
@@ -6,21 +6,32 @@ row becomes a `Quarantined`; only what makes the whole source unusable raises.
 
 import base64
 import binascii
+import functools
 import hashlib
+import itertools
 import json
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaifv.config import PrepareConfig
 from rlaifv.errors import ConfigError
 from rlaifv.images import BadImageError, decode
-from rlaifv.records import Image, Instruction, Quarantined
-from rlaifv.source_files import BadRow, Source, SourceRow, open_source
+from rlaifv.records import Image, Instruction, PreferencePair, Quarantined
+from rlaifv.source_files import PAIR_COLUMNS, BadRow, Source, SourceRow, open_source
 
-__all__ = ["Source", "Taken", "iteration_rows", "open_source", "read_instructions"]
+__all__ = [
+    "PAIR_COLUMNS",
+    "Source",
+    "Taken",
+    "iteration_rows",
+    "open_source",
+    "read_instructions",
+    "read_pairs",
+]
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +40,7 @@ IMAGE_ID_FIELDS = ("image_id", "ds_question_id")
 BASE64_FROM = 100
 """Characters above which the release takes `image` for base64 and not for a path."""
 EXCERPT = 200
+DECODED_AT_ONCE = 64
 
 
 class Taken(NamedTuple):
@@ -75,14 +87,31 @@ def read_instructions(
         try:
             yield _instruction(source, row, config)
         except BadRow as bad:
-            yield Quarantined(
-                artifact="source",
-                file=row.file,
-                row=row.row,
-                field=bad.field,
-                problem=bad.problem,
-                excerpt=excerpt(bad.value),
-            )
+            yield _set_aside(row, bad)
+
+
+def read_pairs(source: Source, config: PrepareConfig) -> Iterator[PreferencePair | Quarantined]:
+    """One result per row, in order: a pair that can be trained on, or why not.
+
+    Set aside are images that do not decode, empty answers, and answers that are equal. A row
+    without `pair_id` gets its number in the source. Pictures are decoded by threads.
+    """
+    make = functools.partial(_pair_or_not, source, config)
+    rows = iter(source.read(range(len(source))))
+    with ThreadPoolExecutor() as pool:
+        while group := list(itertools.islice(rows, DECODED_AT_ONCE)):
+            yield from pool.map(make, group)
+
+
+def _set_aside(row: SourceRow, bad: BadRow) -> Quarantined:
+    return Quarantined(
+        artifact="source",
+        file=row.file,
+        row=row.row,
+        field=bad.field,
+        problem=bad.problem,
+        excerpt=excerpt(bad.value),
+    )
 
 
 def excerpt(value: Any) -> str:
@@ -92,16 +121,9 @@ def excerpt(value: Any) -> str:
 
 
 def _instruction(source: Source, row: SourceRow, config: PrepareConfig) -> Instruction:
-    if isinstance(row.values, BadRow):
-        raise row.values
-    values = row.values
+    values = _values(row)
     question = _question(values)
-    image = _image(values, folder=source.folder)
-    field = "image" if values.get("image") else "image_path"
-    try:
-        decode(image.bytes, max_pixels=config.max_image_pixels)
-    except BadImageError as error:
-        raise BadRow(field, str(error), image.path or "") from error
+    image = _picture(source, values, config)
     return Instruction(
         instruction_id=f"{row.idx:09d}",
         image_id=_image_id(values, image),
@@ -111,6 +133,68 @@ def _instruction(source: Source, row: SourceRow, config: PrepareConfig) -> Instr
         origin_split=_json_text(values.get("origin_split")),
         idx=row.idx,
     )
+
+
+def _pair_or_not(
+    source: Source, config: PrepareConfig, row: SourceRow
+) -> PreferencePair | Quarantined:
+    try:
+        return _pair(source, row, config)
+    except BadRow as bad:
+        return _set_aside(row, bad)
+
+
+def _pair(source: Source, row: SourceRow, config: PrepareConfig) -> PreferencePair:
+    values = _values(row)
+    question = _question(values)
+    chosen, rejected = (_text(values, field) for field in ("chosen", "rejected"))
+    for field, text in (("chosen", chosen), ("rejected", rejected)):
+        if not text.strip():
+            raise BadRow(field, "the answer is empty or missing", values.get(field))
+    if chosen == rejected:
+        raise BadRow("rejected", "equal to the chosen answer", rejected)
+    image = _picture(source, values, config)
+    number = f"{row.idx:09d}"
+    return PreferencePair(
+        ds_name=_text(values, "ds_name") or source.name,
+        image=image,
+        question=question,
+        chosen=chosen,
+        rejected=rejected,
+        origin_dataset=_text(values, "origin_dataset") or source.name,
+        origin_split=_json_text(values.get("origin_split")),
+        idx=_integer(values, "idx", default=row.idx),
+        image_path=_text(values, "image_path") or image.path or "",
+        pair_id=_text(values, "pair_id") or number,
+        instruction_id=_text(values, "instruction_id") or number,
+        image_id=_image_id(values, image),
+        chosen_id=_text(values, "chosen_id"),
+        rejected_id=_text(values, "rejected_id"),
+        chosen_score=_integer(values, "chosen_score", default=0),
+        rejected_score=_integer(values, "rejected_score", default=0),
+    )
+
+
+def _values(row: SourceRow) -> dict[str, Any]:
+    if isinstance(row.values, BadRow):
+        raise row.values
+    return row.values
+
+
+def _picture(source: Source, values: Mapping[str, Any], config: PrepareConfig) -> Image:
+    """The image of a row, which decodes."""
+    image = _image(values, folder=source.folder)
+    try:
+        decode(image.bytes, max_pixels=config.max_image_pixels)
+    except BadImageError as error:
+        field = "image" if values.get("image") else "image_path"
+        raise BadRow(field, str(error), image.path or "") from error
+    return image
+
+
+def _integer(values: Mapping[str, Any], field: str, *, default: int) -> int:
+    value = values.get(field)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
 def _question(values: Mapping[str, Any]) -> str:

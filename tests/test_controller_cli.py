@@ -90,6 +90,10 @@ def test_flags_only_change_on_purpose() -> None:
             "--judge --judge-model --model --name --nltk-data --output-price --repeats --root "
             "--set --synonyms --threads --workers"
         ),
+        "train": (
+            "--cluster --config --executor --isolated --model --name --pairs --processes --recipe "
+            "--root --seed --set --threads --workers"
+        ),
         "status": "--cluster --executor --json --root run",
         "logs": "--cluster --follow --iteration --root --shard --stage run",
         "cancel": "--cluster --root run",
@@ -115,7 +119,8 @@ def test_flags_only_change_on_purpose() -> None:
         (
             "import controller.run, controller.status, controller.show, controller.report.build, "
             "controller.doctor, controller.export, controller.fork, controller.gc, "
-            "controller.importing, controller.lineage, controller.ls, controller.verify",
+            "controller.importing, controller.lineage, controller.ls, controller.train, "
+            "controller.verify",
             "torch transformers jobs spacy boto3 huggingface_hub",
         ),
     ],

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlaifv.models.attention import PADDING, PREFIX
-from rlaifv.models.base import Branches, VisionLanguageModel
+from rlaifv.models.base import Branches, Floats, VisionLanguageModel
 
 
 class TokenRow(NamedTuple):
@@ -69,6 +69,12 @@ class TrainableModel(VisionLanguageModel, Protocol):
     @property
     def module(self) -> PreTrainedModel:
         """The transformers module. Adapters put into it in place take part in every method."""
+        ...
+
+    def sequence_logps(
+        self, rows: Sequence[Branches], *, max_length: int | None = None
+    ) -> list[list[Floats]]:
+        """As of every model; `max_length` as of `encode_branches`."""
         ...
 
     def encode_branches(

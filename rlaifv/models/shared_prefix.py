@@ -179,12 +179,14 @@ class SharedPrefixModel:
         return [[verdicts[row.image, question] for question in row.questions] for row in rows]
 
     @torch.inference_mode()
-    def sequence_logps(self, rows: Sequence[Branches]) -> list[list[Floats]]:
+    def sequence_logps(
+        self, rows: Sequence[Branches], *, max_length: int | None = None
+    ) -> list[list[Floats]]:
         """Per row and answer: log-probability in nats of each answer token, float32 [tokens]."""
         results: dict[int, list[Floats]] = {}
         lengths = [len(row.question) + sum(map(len, row.answers)) for row in rows]
         for group in batches(lengths, size=self.batch_size):
-            batch = self._encode([rows[row] for row in group], group, None)
+            batch = self._encode([rows[row] for row in group], group, max_length)
             for row, logps in zip(group, self.branch_logps(batch), strict=True):
                 results[row] = [part.cpu().numpy() for part in logps]
         return [results[row] for row in range(len(rows))]

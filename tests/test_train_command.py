@@ -165,7 +165,7 @@ def test_a_hub_id_is_loaded_through_datasets(
 def test_sources_that_hold_no_pairs_are_refused(tmp_path: Path) -> None:
     path = write_published(tmp_path / "x.parquet", [published_row(0)])
     with pytest.raises(
-        ArtifactError, match="1 pairs can be trained on, train.min_pairs asks for 8"
+        ArtifactError, match=r"1 pairs can be trained on, train\.min_pairs asks for 8"
     ):
         imported(tmp_path / "few", path)
     pq.write_table(pq.read_table(path).drop_columns(["rejected"]), path)

@@ -39,6 +39,7 @@ def _run(flags: argparse.Namespace, argv: Sequence[str]) -> int:
         isolated=flags.isolated,
         cluster=flags.cluster,
         command=("python", "-m", "controller", *argv),
+        processes=flags.processes,
     )
     return run(order)
 

@@ -179,6 +179,7 @@ def _run_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", help="the run's name (default: the recipe's)")
     _root_flag(command)
     _executor_flags(command)
+    _processes_flag(command)
 
 
 def _evaluate_flags(command: argparse.ArgumentParser) -> None:
@@ -217,11 +218,15 @@ def _train_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     command.add_argument("--seed", type=int, help="the same as --set seed=...")
     command.add_argument("--name", help="the run's name (default: train- and the source's)")
+    _root_flag(command)
+    _executor_flags(command)
+    _processes_flag(command)
+
+
+def _processes_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--processes", type=_positive, default=1, help="local: GPUs that train together (1)"
     )
-    _root_flag(command)
-    _executor_flags(command)
 
 
 def _executor_flags(command: argparse.ArgumentParser) -> None:

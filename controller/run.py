@@ -40,6 +40,8 @@ class Order(NamedTuple):
     """As typed; said again to resume."""
     cluster: Path | None = None
     """Settings file for containers and clusters."""
+    processes: int = 1
+    """Of `train` on this machine."""
 
 
 class Terminated(BaseException):
@@ -59,7 +61,11 @@ def run_config(
     `before` writes what the run's stages read and none of them makes.
     """
     place = run_place(order.root, config.name)
-    local = LocalSettings(place.folder, order.workers, order.threads, order.isolated)
+    if order.processes > 1 and order.executor != "local":
+        raise ConfigError("--processes: local only; `gpus` and `nodes` of --cluster say it there")
+    local = LocalSettings(
+        place.folder, order.workers, order.threads, order.isolated, order.processes
+    )
     platform = open_platform(ExecutorSettings(order.executor, local, order.cluster), place)
     shared = not isinstance(place.store.backend, LocalBackend)
     if shared and (warning := check_before_run(place.store)):  # raises where data would be lost

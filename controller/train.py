@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import hashlib
-import os
 import re
 import sys
 import tempfile
@@ -38,14 +37,10 @@ class Wanted(NamedTuple):
     pairs: str
     model: str | None
     recipe: str
-    processes: int
-    """Of the `train` stage on this machine."""
 
 
 def read_flags(flags: argparse.Namespace, command: tuple[str, ...]) -> tuple[Order, Wanted]:
-    """What the command line asks for; raises ConfigError for --processes with another executor."""
-    if flags.processes > 1 and flags.executor != "local":
-        raise ConfigError("--processes: local only; `gpus` and `nodes` of --cluster say it there")
+    """What the command line asks for."""
     order = Order(
         Wishes(
             config_file=flags.config,
@@ -57,11 +52,12 @@ def read_flags(flags: argparse.Namespace, command: tuple[str, ...]) -> tuple[Ord
         executor=flags.executor,
         workers=flags.workers,
         threads=flags.threads,
-        isolated=flags.isolated or flags.processes > 1,  # a fork cannot become torchrun
+        isolated=flags.isolated,
         cluster=flags.cluster,
+        processes=flags.processes,
         command=command,
     )
-    return order, Wanted(flags.pairs, flags.model, flags.recipe, flags.processes)
+    return order, Wanted(flags.pairs, flags.model, flags.recipe)
 
 
 def default_name(pairs: str) -> str:
@@ -77,8 +73,6 @@ def train(order: Order, wanted: Wanted) -> int:
     """
     base = training(wanted.recipe, _absolute(wanted.pairs), _absolute_or_none(wanted.model))
     config = change_config(base, order.wishes)
-    if wanted.processes > 1:
-        os.environ |= {"PET_NPROC_PER_NODE": str(wanted.processes), "PET_STANDALONE": "1"}
     if code := run_config(order, config, before=import_pairs):
         return code
     place = run_place(order.root, config.name)

@@ -76,8 +76,8 @@ def flags_of(command: argparse.ArgumentParser, name: str) -> dict[str, str]:
 
 
 RUN_FLAGS = (
-    "--cluster --config --executor --isolated --iterations --name --recipe --root --seed --set "
-    "--threads --workers"
+    "--cluster --config --executor --isolated --iterations --name --processes --recipe --root "
+    "--seed --set --threads --workers"
 )
 
 

@@ -205,6 +205,7 @@ def test_the_command_trains_what_from_pretrained_loads(
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"shards": {"reflogp": 2, "group_size": 4}}))
     words = ["train", "--pairs", str(source), "--model", str(model), "--recipe", recipe]
     words += ["--root", str(tmp_path / "runs"), "--config", str(tmp_path / "c.yaml")]
+    words += ["--processes", "2"] if recipe == "llava15_7b_lora" else []
     words += [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     assert main(words) == 0
     said = capsys.readouterr()

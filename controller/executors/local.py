@@ -34,6 +34,8 @@ class LocalSettings(NamedTuple):
     depend on it."""
     isolated: bool = False
     """A fresh interpreter for each shard instead of a fork of a warm one."""
+    processes: int = 1
+    """That train together (GPUs of this machine): `jobs.train` becomes torchrun."""
 
 
 def default_workers(threads: int) -> int:
@@ -67,6 +69,8 @@ class LocalExecutor:
             "TOKENIZERS_PARALLELISM": "false",
             **{name: str(settings.threads) for name in THREAD_VARIABLES},
         }
+        if settings.processes > 1:
+            environment |= {"PET_NPROC_PER_NODE": str(settings.processes), "PET_STANDALONE": "1"}
         self._ended: queue.Queue[Ended] = queue.Queue()
         self._launcher: Launcher = (
             launch(self._ended)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from controller.places import MODELS
 from controller.tables import Column, render
 from rlaifv.config import ModelSpec, RunConfig
 from rlaifv.errors import ArtifactError, ConfigError
@@ -14,7 +15,6 @@ from rlaifv.records import Record
 from rlaifv.store import COMPLETE, Store, open_store, probe
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-MODELS = "models"
 Outcome = Literal["ok", "note", "fail"]
 
 

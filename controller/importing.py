@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from controller.doctor import HUB_ID, MODELS
+from controller.doctor import HUB_ID
+from controller.places import BENCHMARKS, MODELS
 from rlaifv.errors import ConfigError, TransientError
 from rlaifv.places import local_path
 from rlaifv.store import COMPLETE, FileInfo, LocalBackend, Store, file_digest, open_store
 
-BENCHMARKS = "benchmarks"
 MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """What a loader reads; never pickled weights, and no code."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(@[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")

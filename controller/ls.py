@@ -1,10 +1,10 @@
 """`python -m controller ls`: which runs there are, and which artifacts a run has."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 
 from controller.loop import read_state
+from controller.places import BENCHMARKS, MODELS, run_names
 from controller.plan import WRITERS, State
 from controller.tables import Column, render
 from rlaifv.config import RunConfig
@@ -20,9 +20,6 @@ from rlaifv.pipeline import (
 )
 from rlaifv.records import Record
 from rlaifv.store import COMPLETE, LocalBackend, Manifest, ObjectInfo, Store, open_store
-
-_RUN = re.compile(rf"([^/]+)/{re.escape(CONFIG)}")
-_IMPORTED = re.compile(rf"((?:models|benchmarks)/.+)/{COMPLETE}")
 
 
 class Root(Record):
@@ -59,14 +56,16 @@ class Listing(Record):
 
 
 def list_root(root: str) -> Root:
-    """Runs and imported trees below a root; one listing. ConfigError when it is no folder."""
+    """Runs and imported trees below a root; the runs' own objects are not listed.
+
+    Raises ConfigError when the root is no folder.
+    """
     store = open_store(root)
     if isinstance(store.backend, LocalBackend) and not store.backend.path.is_dir():
         raise ConfigError(f"{store}: no such folder")
-    keys = [item.key for item in store.objects("")]
-    runs = [match[1] for key in keys if (match := _RUN.fullmatch(key))]
-    imported = [match[1] for key in keys if (match := _IMPORTED.fullmatch(key))]
-    return Root(root=str(store), runs=runs, imported=imported)
+    keys = [item.key for folder in (MODELS, BENCHMARKS) for item in store.objects(folder)]
+    imported = [key.removesuffix(f"/{COMPLETE}") for key in keys if key.endswith(f"/{COMPLETE}")]
+    return Root(root=str(store), runs=run_names(store), imported=imported)
 
 
 def root_text(root: Root) -> str:

@@ -9,6 +9,8 @@ from rlaifv.places import local_path
 from rlaifv.store import LocalBackend, Store, open_store
 
 DEFAULT_ROOT = "runs"
+MODELS, BENCHMARKS = "models", "benchmarks"
+"""Folders below a root where `import` puts things."""
 
 
 class RunPlace(NamedTuple):
@@ -49,11 +51,13 @@ def shown(uri: str, key: str) -> str:
     return str(local_path(full)) if full.startswith("file:") else full
 
 
+def run_names(root: Store) -> list[str]:
+    """The runs directly below a root, sorted."""
+    return [name for name in root.folders("") if root.exists(f"{name}/{CONFIG}")]
+
+
 def _only_run(root: str) -> str:
-    store = open_store(root)
-    if not isinstance(store.backend, LocalBackend):
-        raise ConfigError(f"{root}: name the run")
-    names = sorted(path.parent.name for path in store.backend.path.glob(f"*/{CONFIG}"))
+    names = run_names(open_store(root))
     if len(names) == 1:
         return names[0]
     if not names:

@@ -18,11 +18,12 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import boto3
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import TransferConfig, create_transfer_manager
 from botocore.config import Config
 
 from rlaifv.errors import ConfigError, RlaifvError
@@ -130,10 +131,10 @@ def _measure_all(job: Job, rounds: int) -> None:
     tree_mb = sum(file.stat().st_size for file in job.files("tree")) / 1e6
     parts_mb = sum(file.stat().st_size for file in job.files("parts")) / 1e6
     for what, ours, plain, megabytes in (
-        ("tree up", _our_tree_up, _plain_tree_up, tree_mb),
-        ("tree down", _our_tree_down, _plain_tree_down, tree_mb),
-        (f"{len(job.files('parts'))} parts up", _our_parts_up, _plain_parts_up, parts_mb),
-        (f"{len(job.files('parts'))} parts down", _our_parts_down, _plain_parts_down, parts_mb),
+        ("tree up", _our_tree_up, partial(_plain_up, kind="tree"), tree_mb),
+        ("tree down", _our_tree_down, partial(_plain_down, kind="tree"), tree_mb),
+        ("parts up", _our_parts_up, partial(_plain_up, kind="parts"), parts_mb),
+        ("parts down", _our_parts_down, partial(_plain_down, kind="parts"), parts_mb),
     ):
         times: dict[Way, list[float]] = {ours: [], plain: []}
         for number in range(rounds):
@@ -192,58 +193,25 @@ def _our_parts_down(job: Job, number: int) -> None:
     shutil.rmtree(target)
 
 
-def _plain_tree_up(job: Job, number: int) -> None:
-    config = TransferConfig(max_concurrency=THREADS)
-    for file in job.files("tree"):
-        job.client.upload_file(
-            str(file), job.backend.bucket.name, job.name(f"plain/{number}", file), Config=config
-        )
+def _plain_up(job: Job, number: int, *, kind: str) -> None:
+    bucket = job.backend.bucket.name
+    with create_transfer_manager(job.client, TransferConfig(max_concurrency=THREADS)) as manager:
+        for future in [
+            manager.upload(str(file), bucket, job.name(f"plain/{number}", file))
+            for file in job.files(kind)
+        ]:
+            future.result()
 
 
-def _plain_tree_down(job: Job, number: int) -> None:
-    config = TransferConfig(max_concurrency=THREADS)
-    target = job.folder / "plain"
+def _plain_down(job: Job, number: int, *, kind: str) -> None:
+    bucket, target = job.backend.bucket.name, job.folder / "plain"
     target.mkdir()
-    for file in job.files("tree"):
-        name = job.name(f"plain/{number}", file)
-        job.client.download_file(
-            job.backend.bucket.name, name, str(target / file.name), Config=config
-        )
-    shutil.rmtree(target)
-
-
-def _plain_parts_up(job: Job, number: int) -> None:
-    config = TransferConfig(use_threads=False)  # the threads are ours, one file each
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(
-            pool.map(
-                lambda file: job.client.upload_file(
-                    str(file),
-                    job.backend.bucket.name,
-                    job.name(f"plain/{number}", file),
-                    Config=config,
-                ),
-                job.files("parts"),
-            )
-        )
-
-
-def _plain_parts_down(job: Job, number: int) -> None:
-    config = TransferConfig(use_threads=False)
-    target = job.folder / "plain"
-    target.mkdir()
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(
-            pool.map(
-                lambda file: job.client.download_file(
-                    job.backend.bucket.name,
-                    job.name(f"plain/{number}", file),
-                    str(target / file.name),
-                    Config=config,
-                ),
-                job.files("parts"),
-            )
-        )
+    with create_transfer_manager(job.client, TransferConfig(max_concurrency=THREADS)) as manager:
+        for future in [
+            manager.download(bucket, job.name(f"plain/{number}", file), str(target / file.name))
+            for file in job.files(kind)
+        ]:
+            future.result()
     shutil.rmtree(target)
 
 

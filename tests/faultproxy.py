@@ -17,6 +17,7 @@ Kind = Literal[
     "reset",  # RST in the middle of the body
     "truncate",  # the connection ends in the middle of the body
     "flip",  # one bit of the body is another
+    "flip_up",  # the same on the way to the server
     "trickle",  # a byte now and then, for ever
 ]
 
@@ -120,6 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.owner.meet(Request(self.command, parts.path, parts.query, headers))
         if fault is not None and fault.kind == "answer":
             return self._error(fault)
+        if fault is not None and fault.kind == "flip_up":
+            body, fault = bytes([body[0] ^ 1]) + body[1:], None
         try:
             status, answered, data = self._pass_on(body)
         except OSError:

@@ -88,7 +88,7 @@ with open_store(sys.argv[1]).new_tree(sys.argv[2]) as folder:
 def test_a_killed_upload_is_invisible_and_resumed_and_its_debris_can_be_removed(
     store: Store, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    files = {"config.json": b"{}", "model.safetensors": os.urandom(50_000_000)}
+    files = {"config.json": b"{}", "model.safetensors": os.urandom(90_000_000)}
     (tmp_path / "files").mkdir()
     for name, data in files.items():
         (tmp_path / "files" / name).write_bytes(data)
@@ -197,11 +197,11 @@ def test_ten_thousand_parts_are_listed_with_eleven_requests(
 def test_provenance_of_a_large_part_is_read_without_the_part(
     store: Store, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row.model_copy(update={"text": os.urandom(30_000).hex()}) for row in answers(400)]
+    rows = [row.model_copy(update={"text": os.urandom(60_000).hex()}) for row in answers(400)]
     write(store, KEY, rows)
     size = store.backend.size(KEY)
     assert size is not None
-    assert size > 10_000_000
+    assert size > 20_000_000
     with FaultProxy(server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         assert open_store(str(store)).provenance(KEY).rows == 400

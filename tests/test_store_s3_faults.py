@@ -292,15 +292,31 @@ def test_a_bad_setting_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) 
         open_store("s3://bucket")
 
 
-def test_additional_checksums_can_be_switched_on(
-    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("wanted", ["when_supported", "when_required"])
+def test_additional_checksums_are_headers_and_can_be_switched_off(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str
 ) -> None:
-    for variable in ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION"):
-        monkeypatch.setenv(variable, "when_supported")
-    store = open_store(f"s3://{BUCKET}/checksums")
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", wanted)
+    store = open_store(f"s3://{BUCKET}/{tmp_path.name}")
     write(store, KEY, answers(2))
+    make_tree(store, TREE, {"model": os.urandom(20_000_000)})
     assert list(store.read_part(KEY, Answer)) == answers(2)
-    assert any("x-amz-checksum-crc32" in request.headers for request in proxy.requests)
+    seen = [request.headers for request in proxy.requests if request.method == "PUT"]
+    sent = [name for headers in seen for name in headers if name.startswith("x-amz-checksum-")]
+    assert not any("x-amz-trailer" in headers for headers in seen)
+    assert set(sent) == (
+        {"x-amz-checksum-sha256", "x-amz-checksum-crc32"} if wanted == "when_supported" else set()
+    )
+
+
+def test_a_part_that_is_damaged_on_the_way_up_is_refused_and_sent_again(
+    store: Store, proxy: FaultProxy
+) -> None:
+    proxy.add(Fault("flip_up", "PUT", path_part="partNumber=1"))
+    data = os.urandom(20_000_000)
+    make_tree(store, TREE, {"model": data})
+    assert proxy.count("PUT", "partNumber=1") == 2
+    assert (store.tree_path(TREE) / "model").read_bytes() == data
 
 
 # --- a server that ignores If-None-Match -------------------------------------------------

@@ -113,6 +113,13 @@ class LocalBackend:
                     key = path.relative_to(self.path).as_posix()
                     yield ObjectInfo(key, found.st_size, found.st_mtime)
 
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below `prefix`, sorted."""
+        with suppress(FileNotFoundError):
+            inside = sorted(path for path in self._at(prefix).iterdir() if path.is_dir())
+            return [path.name for path in inside if not path.name.startswith(TEMPORARY)]
+        return []
+
     def delete(self, key: str) -> None:
         """Removes an object or a tree; nothing happens when there is none."""
         target = self._at(key)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,6 +24,7 @@ from rlaifv.store._s3_transfer import (
     download,
     head,
     put_if_absent,
+    whole_checksum,
 )
 from rlaifv.store._store import (
     COMPLETE,
@@ -107,11 +108,15 @@ class S3Backend:
 
     def put(self, key: str, data: bytes) -> None:
         """Writes or replaces an object atomically."""
-        metadata = {DIGEST: hashlib.sha256(data).hexdigest()}
+        digest = hashlib.sha256(data).hexdigest()
         self.bucket.call(
             self._what(key),
             lambda client: client.put_object(
-                Bucket=self.bucket.name, Key=self._name(key), Body=data, Metadata=metadata
+                Bucket=self.bucket.name,
+                Key=self._name(key),
+                Body=data,
+                Metadata={DIGEST: digest},
+                **cast(Any, whole_checksum(self.bucket, digest)),
             ),
         )
 
@@ -129,24 +134,33 @@ class S3Backend:
 
         Files of trees that have no marker yet are among them.
         """
-        folder = self._folder(prefix)
-        after = ""
-        while True:
-            page = self._page(folder, after)
+        for page in self._pages(self._folder(prefix)):
             for item in page.get("Contents", []):
                 key = item["Key"].removeprefix(self.prefix)
                 yield ObjectInfo(key, item["Size"], item["LastModified"].timestamp())
-                after = item["Key"]
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly below `prefix`, sorted; what lies in them costs nothing."""
+        folder = self._folder(prefix)
+        found = [
+            item["Prefix"].removeprefix(folder).rstrip("/")
+            for page in self._pages(folder, Delimiter="/")
+            for item in page.get("CommonPrefixes", [])
+        ]
+        return sorted(found)
+
+    def _pages(self, folder: str, **options: Any) -> "Iterator[ListObjectsV2OutputTypeDef]":
+        """One LIST call per `PAGE` keys."""
+        where: dict[str, Any] = {"Bucket": self.bucket.name, "Prefix": folder, "MaxKeys": PAGE}
+        while True:
+            page = self.bucket.call(
+                f"s3://{self.bucket.name}/{folder}",
+                lambda client: client.list_objects_v2(**where, **options),
+            )
+            yield page
             if not page["IsTruncated"]:
                 return
-
-    def _page(self, folder: str, after: str) -> "ListObjectsV2OutputTypeDef":
-        return self.bucket.call(
-            f"s3://{self.bucket.name}/{folder}",
-            lambda client: client.list_objects_v2(
-                Bucket=self.bucket.name, Prefix=folder, StartAfter=after, MaxKeys=PAGE
-            ),
-        )
+            where["ContinuationToken"] = page["NextContinuationToken"]
 
     def delete(self, key: str) -> None:
         """Removes an object or a tree; nothing happens when there is none."""

@@ -9,10 +9,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast, get_args
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import boto3
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 from botocore.response import StreamingBody
@@ -28,7 +30,9 @@ logging.getLogger("botocore").setLevel(logging.WARNING)  # its debug lines hold 
 T = TypeVar("T")
 Checksums = Literal["when_required", "when_supported"]
 THREADS = 8
-"""Requests at once for trees and large files; with 8 MiB blocks, 64 MiB of memory."""
+"""Requests at once for trees and large files."""
+PIECE = 256 << 10
+"""Bytes of a download in memory per request."""
 SINGLE_WRITER = "RLAIFV_S3_SINGLE_WRITER"
 ADDRESSING = "RLAIFV_S3_ADDRESSING"
 
@@ -47,10 +51,11 @@ class Settings(NamedTuple):
     """A body slower than this is cut and asked for again."""
     addressing: Literal["path", "virtual", "auto"] = "auto"
     """`auto`: path-style for an endpoint of one's own, virtual hosts for AWS."""
-    request_checksums: Checksums = "when_required"
-    """S3's additional checksums. boto3's default, `when_supported`, breaks stores that do not know
-    the trailing checksums it then sends; our own SHA-256 is kept and verified either way, and the
-    payload's SHA-256 is part of every signature."""
+    request_checksums: Checksums = "when_supported"
+    """S3's additional checksums: SHA-256 of a body, or CRC-32 of the parts of an upload when the
+    server says that it checks them. They go into headers, which a server that does not know them
+    ignores; boto3's own way, trailers, breaks such servers and is always off. Our own SHA-256 is
+    kept and verified either way."""
     response_checksums: Checksums = "when_required"
     single_writer: bool = False
     """The server ignores `If-None-Match`: look first, then write. Loses a race."""
@@ -68,7 +73,7 @@ class Settings(NamedTuple):
                 _one_of(ADDRESSING, ("auto", "path", "virtual")),
             ),
             request_checksums=cast(
-                Checksums, _one_of("AWS_REQUEST_CHECKSUM_CALCULATION", get_args(Checksums))
+                Checksums, _one_of("AWS_REQUEST_CHECKSUM_CALCULATION", get_args(Checksums)[::-1])
             ),
             response_checksums=cast(
                 Checksums, _one_of("AWS_RESPONSE_CHECKSUM_VALIDATION", get_args(Checksums))
@@ -121,19 +126,34 @@ class Bucket:
 
     def read(self, body: StreamingBody, expected: int) -> bytes:
         """A whole body; one that trickles or is cut raises a botocore error, for `call`."""
+        with self._in_time(body, expected):
+            data = body.read()
+        if len(data) != expected:
+            raise IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
+        return data
+
+    def pour(self, body: StreamingBody, expected: int, sink: Callable[[bytes], object]) -> None:
+        """The same, `PIECE` bytes at a time."""
+        count = 0
+        with self._in_time(body, expected):
+            while piece := body.read(PIECE):
+                sink(piece)
+                count += len(piece)
+        if count != expected:
+            raise IncompleteReadError(actual_bytes=count, expected_bytes=expected)
+
+    @contextmanager
+    def _in_time(self, body: StreamingBody, expected: int) -> Iterator[None]:
         seconds = self.settings.read_seconds + expected / self.settings.bytes_per_second
         # recv() returns a trickle byte by byte, each within its own timeout; only this ends it.
         watchdog = threading.Timer(seconds, body._raw_stream.shutdown)  # type: ignore[attr-defined]
         watchdog.daemon = True
         watchdog.start()
         try:
-            data = body.read()
+            yield
         finally:
             watchdog.cancel()
             body.close()
-        if len(data) != expected:
-            raise IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
-        return data
 
     def client(self) -> "S3Client":
         """boto3's client, made when first needed: a process that was forked must not share one."""
@@ -155,7 +175,7 @@ class Bucket:
             retries={"total_max_attempts": 1, "mode": "standard"},
             max_pool_connections=4 * THREADS,
             tcp_keepalive=True,
-            request_checksum_calculation=settings.request_checksums,
+            request_checksum_calculation="when_required",
             response_checksum_validation=settings.response_checksums,
         )
         if settings.addressing != "auto":
@@ -168,4 +188,18 @@ class Bucket:
             raise ConfigError("AWS_ENDPOINT_URL: not the URL of an endpoint") from error
         if "@" in client.meta.endpoint_url:  # would end up in tracebacks
             raise ConfigError("AWS_ENDPOINT_URL: must not hold a user or a password")
+        client.meta.events.register("before-sign.s3.UploadPart", _sign_without_body)
         return client
+
+
+def _sign_without_body(request: AWSRequest, **_: object) -> None:
+    """Spares the SHA-256 of a part whose CRC-32 the server checks; the header of that is signed.
+
+    Nothing rests on that CRC: the file's own SHA-256 is in its metadata and in the tree's marker,
+    whose bodies and headers are signed. boto3 does the same, over TLS only.
+    """
+    if "x-amz-checksum-crc32" in request.headers:
+        config: Config = request.context["client_config"]
+        s3 = cast(Any, {**(config.s3 or {}), "payload_signing_enabled": False})  # type: ignore[attr-defined]
+        unsigned = Config(s3=s3)
+        request.context["client_config"] = config.merge(unsigned)

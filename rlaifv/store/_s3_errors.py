@@ -56,7 +56,11 @@ _DAMAGED = Advice(TransientError, "the data were damaged on the way, again and a
 _FULL = Advice(TransientError, "quota or disk of the store is used up; free some and run again")
 _SKEW = Advice(ConfigError, "this machine's clock differs too much from the server's; set it")
 _GONE = Advice(ArtifactError, "no such artifact")
-_UNKNOWN_CALL = Advice(ConfigError, "the server does not know this call")
+_UNKNOWN_CALL = Advice(
+    ConfigError,
+    "the server does not know this call or header; without additional checksums "
+    "(AWS_REQUEST_CHECKSUM_CALCULATION=when_required) it may",
+)
 
 _BY_CODE = {
     "AccessDenied": _DENIED,

@@ -89,7 +89,7 @@ def _checksums(backend: S3Backend, folder: str) -> Finding:
         "checksums",
         "note",
         f"our SHA-256 is kept; S3's own are {'' if checked else 'not '}checked and "
-        f"{'' if kept else 'not '}returned; leave AWS_REQUEST_CHECKSUM_CALCULATION=when_required",
+        f"{'' if kept else 'not '}returned",
     )
 
 

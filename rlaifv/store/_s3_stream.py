@@ -3,7 +3,7 @@
 import hashlib
 import io
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from botocore.exceptions import ClientError
 
@@ -121,3 +121,34 @@ def get(bucket: Bucket, name: str, *, span: str, what: str) -> _Piece:
         return _Piece(start, data, size, answer["ETag"], digest)
 
     return bucket.call(what, fetch)
+
+
+class Span(NamedTuple):
+    """A piece of an object."""
+
+    start: int
+    bytes: int
+
+
+def get_into(bucket: Bucket, name: str, target: BinaryIO, span: Span, *, what: str) -> None:
+    """Writes a span of an object to the same place of a file, `PIECE` bytes in memory at a time.
+
+    Raises ArtifactError when the object ends before.
+    """
+
+    def fetch(client: "S3Client") -> None:
+        last = span.start + span.bytes - 1
+        try:
+            answer = client.get_object(
+                Bucket=bucket.name, Key=name, Range=f"bytes={span.start}-{last}"
+            )
+        except ClientError as error:
+            if error_code(error) not in ("InvalidRange", "416"):
+                raise
+            raise ArtifactError(f"{what}: {name} ends before byte {last}") from error
+        if answer["ContentLength"] != span.bytes:
+            raise ArtifactError(f"{what}: {name} ends before byte {last}, or ranges are ignored")
+        target.seek(span.start)
+        bucket.pour(answer["Body"], span.bytes, target.write)
+
+    bucket.call(what, fetch)

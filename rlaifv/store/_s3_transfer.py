@@ -1,31 +1,34 @@
 """Files to and from a bucket: put-if-absent, multipart, and many files at once in bounded memory."""
 
+import base64
 import hashlib
 import os
 import uuid
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from botocore.exceptions import ClientError
 
 from rlaifv.errors import ArtifactError, TransientError
-from rlaifv.store._s3_client import THREADS, Bucket
+from rlaifv.store._s3_client import PIECE, THREADS, Bucket
 from rlaifv.store._s3_errors import error_code
-from rlaifv.store._s3_stream import DAMAGED_ATTEMPTS, DIGEST, get
+from rlaifv.store._s3_stream import DAMAGED_ATTEMPTS, DIGEST, Span, get_into
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-BLOCK = 8 << 20
-"""Bytes of an upload part and of a download request; a larger file goes up as multipart."""
-AHEAD = THREADS + 1
-"""Blocks of a download that may wait for their turn."""
+BLOCK = 16 << 20
+"""Bytes of an upload part (in memory while it is sent) and of a download request (on the disk at
+once); a larger file goes up as multipart."""
+AHEAD = 8 * THREADS
+"""Blocks of a download, on the disk, that may wait for their turn to be digested."""
 MAX_BLOCKS = 10_000
-"""Parts that S3 allows; for a file above 78 GiB the blocks grow."""
+"""Parts that S3 allows; for a file above 156 GiB the blocks grow."""
 WRITER = "writer"
 """Metadata key: which attempt wrote an object, so that a 412 to our own request is recognised."""
 EXISTS = ("PreconditionFailed", "412")
@@ -103,6 +106,7 @@ def put_if_absent(
 
 def _put(bucket: Bucket, name: str, source: Source, *, what: str, writer: str) -> bool:
     data = source.path.read_bytes()
+    metadata = {DIGEST: source.sha256, WRITER: writer}
 
     def send(client: "S3Client") -> bool:
         try:
@@ -111,7 +115,8 @@ def _put(bucket: Bucket, name: str, source: Source, *, what: str, writer: str) -
                 Key=name,
                 Body=data,
                 IfNoneMatch="*",
-                Metadata={DIGEST: source.sha256, WRITER: writer},
+                Metadata=metadata,
+                **cast(Any, whole_checksum(bucket, source.sha256)),
             )
         except ClientError as error:
             if error_code(error) in EXISTS:
@@ -130,6 +135,13 @@ def _is_ours(bucket: Bucket, name: str, writer: str, *, what: str) -> bool:
     return found.writer == writer
 
 
+def whole_checksum(bucket: Bucket, sha256: str) -> dict[str, str]:
+    """S3's additional checksum of a whole body, in a header; a server without them ignores it."""
+    if bucket.settings.request_checksums == "when_required":
+        return {}
+    return {"ChecksumSHA256": base64.b64encode(bytes.fromhex(sha256)).decode()}
+
+
 class _Multipart:
     """One multipart upload: invisible until it is completed, by one conditional request."""
 
@@ -140,15 +152,9 @@ class _Multipart:
     def run(self, pool: Executor, writer: str) -> bool:
         """False when the object exists by the end; nothing is left behind then."""
         bucket, name = self._bucket, self._name
-        metadata = {DIGEST: self._source.sha256, WRITER: writer}
-        upload = bucket.call(
-            self._what,
-            lambda client: client.create_multipart_upload(
-                Bucket=bucket.name, Key=name, Metadata=metadata
-            )["UploadId"],
-        )
+        upload, checked = self._begin({DIGEST: self._source.sha256, WRITER: writer})
         futures = [
-            pool.submit(self._send, upload, number)
+            pool.submit(self._send, upload, number, checked=checked)
             for number in range(1, -(-self._source.bytes // self._block) + 1)
         ]
         try:
@@ -163,10 +169,27 @@ class _Multipart:
             abort(bucket, name, upload, what=self._what)
         return created
 
-    def _send(self, upload: str, number: int) -> "CompletedPartTypeDef":
+    def _begin(self, metadata: dict[str, str]) -> tuple[str, bool]:
+        """The upload's id, and whether the server will check a CRC-32 of every part."""
+        options: dict[str, Any] = {}
+        if self._bucket.settings.request_checksums == "when_supported":
+            options = {"ChecksumAlgorithm": "CRC32"}
+        answer = self._bucket.call(
+            self._what,
+            lambda client: client.create_multipart_upload(
+                Bucket=self._bucket.name, Key=self._name, Metadata=metadata, **options
+            ),
+        )
+        return answer["UploadId"], answer.get("ChecksumAlgorithm") == "CRC32"
+
+    def _send(self, upload: str, number: int, *, checked: bool) -> "CompletedPartTypeDef":
         with self._source.path.open("rb") as stream:
             stream.seek((number - 1) * self._block)
             data = stream.read(self._block)
+        checksum: CompletedPartTypeDef = {}
+        if checked:
+            crc = zlib.crc32(data).to_bytes(4, "big")
+            checksum = {"ChecksumCRC32": base64.b64encode(crc).decode()}
         answer = self._bucket.call(
             self._what,
             lambda client: client.upload_part(
@@ -175,9 +198,10 @@ class _Multipart:
                 UploadId=upload,
                 PartNumber=number,
                 Body=data,
+                **cast(Any, checksum),
             ),
         )
-        return {"ETag": answer["ETag"], "PartNumber": number}
+        return {"ETag": answer["ETag"], "PartNumber": number, **checksum}
 
     def _complete(self, upload: str, parts: Sequence["CompletedPartTypeDef"]) -> bool:
         def send(client: "S3Client") -> bool:
@@ -228,7 +252,10 @@ def download(bucket: Bucket, files: Iterable[Wanted], *, what: str) -> None:
 
 
 def _download_once(bucket: Bucket, files: Sequence[Wanted], *, what: str) -> list[Wanted]:
-    """The files that arrived damaged. Blocks come in parallel, and are digested in order."""
+    """The files that arrived damaged.
+
+    Blocks come in parallel; each file is digested in order from what the system still caches.
+    """
     damaged = []
     for file in files:
         file.path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,11 +263,15 @@ def _download_once(bucket: Bucket, files: Sequence[Wanted], *, what: str) -> lis
             if file.bytes:
                 os.posix_fallocate(stream.fileno(), 0, file.bytes)  # a full disk shows now
     with ThreadPoolExecutor(THREADS) as pool:
-        blocks = _in_order(pool, bucket, files, what=what)
+        arrived = _in_order(pool, bucket, files, what=what)
         for file in files:
-            digest = hashlib.sha256()
-            for _ in range(0, file.bytes, BLOCK):
-                digest.update(next(blocks))
+            digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE))
+            with file.path.open("rb", buffering=0) as stream:
+                for _ in range(0, file.bytes, BLOCK):
+                    left = next(arrived)
+                    while left and (count := stream.readinto(buffer[: min(left, PIECE)])):
+                        digest.update(buffer[:count])
+                        left -= count
             if digest.hexdigest() != file.sha256:
                 damaged.append(file)
     return damaged
@@ -248,18 +279,16 @@ def _download_once(bucket: Bucket, files: Sequence[Wanted], *, what: str) -> lis
 
 def _in_order(
     pool: Executor, bucket: Bucket, files: Sequence[Wanted], *, what: str
-) -> Iterator[bytes]:
-    """Every block of every file, written already; a bounded number of requests is ahead."""
+) -> Iterator[int]:
+    """The size of every block of every file, once it is written; a bounded number is ahead."""
 
-    def fetch(file: Wanted, start: int) -> bytes:
-        last = min(start + BLOCK, file.bytes) - 1
-        data = get(bucket, file.name, span=f"bytes={start}-{last}", what=what).data
-        with file.path.open("r+b", buffering=0) as stream:
-            stream.seek(start)
-            stream.write(data)
-        return data
+    def fetch(file: Wanted, start: int) -> int:
+        size = min(BLOCK, file.bytes - start)
+        with file.path.open("r+b", buffering=0) as target:
+            get_into(bucket, file.name, target, Span(start, size), what=what)
+        return size
 
-    ahead: deque[Future[bytes]] = deque()
+    ahead: deque[Future[int]] = deque()
     try:
         for file in files:
             for start in range(0, file.bytes, BLOCK):

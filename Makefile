@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-slow check fmt docs images cluster-up cluster-down constraints clean
+.PHONY: install demo test test-slow timm check fmt docs images cluster-up cluster-down constraints clean
 
 demo: install  ## four iterations on the embedded default, then the report
 	$(BIN)/python -m controller run --iterations 4
@@ -32,6 +32,10 @@ install: .venv/installed  ## everything, into .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[all,dev]"
 	touch $@
+
+timm: install  ## OmniLMM's image tower against timm's, which is fetched without torchvision
+	$(BIN)/python -m pip install -q --target build/timm --no-deps timm==1.0.31
+	$(BIN)/python -m tests.timm_tower build/timm
 
 docs: install  ## the generated tables of README and docs
 	$(BIN)/python docs/generate.py

@@ -50,7 +50,7 @@ class ModelSpec(Section):
 
     path: Annotated[str, Field(min_length=1)]
     """A folder, a hub id, a store URI, or `package:<module>/<folder>` for shipped weights."""
-    family: Literal["auto", "llava", "rules", "text"] = "auto"
+    family: Literal["auto", "llava", "omnilmm", "rules", "text"] = "auto"
     """`auto` reads the checkpoint's config; `rules` is the claim splitter without a model."""
     revision: str | None = None
     prompt: PromptName = "auto"

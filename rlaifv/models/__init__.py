@@ -25,6 +25,7 @@ from rlaifv.models.checkpoint import Checkpoint, end_tokens, find_checkpoint, lo
 from rlaifv.models.endpoint import EndpointModel
 from rlaifv.models.generic import GenericModel
 from rlaifv.models.llava import Llava
+from rlaifv.models.omnilmm import OmniLMM, OmniLMMForCausalLM, make_prompter
 from rlaifv.models.original import has_original_processor, make_processor
 from rlaifv.models.prompting import Prompter
 from rlaifv.models.shared_prefix import SharedPrefixModel
@@ -43,7 +44,8 @@ def load_model(spec: ModelSpec) -> VisionLanguageModel:
 def load_local(spec: ModelSpec) -> TrainableModel | GenericModel:
     """The same, never an endpoint: trainable where the family is."""
     checkpoint = find_checkpoint(spec) if spec.endpoint is None else None
-    if checkpoint is None or checkpoint.model_type == "llava" or spec.family != "auto":
+    trainable = ("llava", "omnilmm")
+    if checkpoint is None or checkpoint.model_type in trainable or spec.family != "auto":
         return load_trainable(spec)
     if checkpoint.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         return load_trainable(spec)  # says what is known
@@ -78,6 +80,8 @@ def load_trainable(spec: ModelSpec) -> TrainableModel:
         )
     if family == "llava":
         return _load_llava(checkpoint, spec)
+    if family == "omnilmm":
+        return _load_omnilmm(checkpoint, spec)
     if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ConfigError(f"model {spec.path}: family {family!r} can answer and label, not train")
     raise ConfigError(f"model {spec.path}: no vision-language family {family!r}")
@@ -95,6 +99,16 @@ def _load_llava(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
         Prompter(processor, source=source, prompt=spec.prompt),
         batch_size=spec.batch_size,
         eos_ids=end_tokens(module, processor.tokenizer),
+    )
+
+
+def _load_omnilmm(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
+    if spec.prompt not in ("auto", "chat_template"):
+        raise ConfigError(f"model {spec.path}: prompt is {spec.prompt!r}, OmniLMM has its own")
+    module = load_module(checkpoint, OmniLMMForCausalLM, dtype=spec.dtype)
+    prompter = make_prompter(checkpoint.folder, module.config)
+    return SharedPrefixModel(
+        OmniLMM(module), prompter, batch_size=spec.batch_size, eos_ids=(prompter.eos_id,)
     )
 
 

@@ -3,7 +3,7 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
@@ -14,8 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from rlaifv.config import ModelSpec
 from rlaifv.errors import ArtifactError, ConfigError, TransientError
+from rlaifv.models import omnilmm, original
 from rlaifv.models.attention import IMPLEMENTATION
-from rlaifv.models.original import is_original, read_config, read_weights
 from rlaifv.places import local_path
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,12 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Checkpoint(NamedTuple):
-    """A folder in Hugging Face layout, or in that of the original LLaVA."""
+    """A folder in Hugging Face layout, or in that of the original LLaVA or of OmniLMM."""
 
     folder: Path
     model_type: str
-    original: bool = False
-    """LLaVA's original layout, see `rlaifv.models.original`."""
+    reader: Literal["transformers", "original", "omnilmm"] = "transformers"
+    """Who understands config.json and the weights: the module of that name beside this one."""
 
 
 def find_checkpoint(spec: ModelSpec) -> Checkpoint:
@@ -44,14 +44,16 @@ def find_checkpoint(spec: ModelSpec) -> Checkpoint:
     config = folder / "config.json"
     try:
         values = json.loads(config.read_bytes())
-        if is_original(values):
-            return Checkpoint(folder, "llava", original=True)
+        if original.is_original(values):
+            return Checkpoint(folder, "llava", "original")
         model_type = values["model_type"]
     except FileNotFoundError as error:
         raise ConfigError(f"{folder}: not a checkpoint: config.json is missing") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{config}: no readable model_type: {error}") from error
-    return Checkpoint(folder, str(model_type))
+    return Checkpoint(
+        folder, str(model_type), "omnilmm" if model_type == "omnilmm" else "transformers"
+    )
 
 
 def _download(spec: ModelSpec) -> Path:
@@ -87,12 +89,13 @@ def load_module(
     """
     folder = checkpoint.folder
     transformers_logging.disable_progress_bar()
-    if checkpoint.original:
-        source: dict[str, Any] = {"pretrained_model_name_or_path": None}
-        source |= {"config": read_config(folder), "state_dict": read_weights(folder)}
-    else:
+    if checkpoint.reader == "transformers":
         _check_files(folder)
-        source = {"pretrained_model_name_or_path": str(folder)}
+        source: dict[str, Any] = {"pretrained_model_name_or_path": str(folder)}
+    else:
+        reader = original if checkpoint.reader == "original" else omnilmm
+        source = {"pretrained_model_name_or_path": None}
+        source |= {"config": reader.read_config(folder), "state_dict": reader.read_weights(folder)}
     try:
         module, info = model_class.from_pretrained(
             **source,

@@ -49,9 +49,10 @@ class Decoder:
 
     @property
     def context(self) -> int:
-        """Most tokens of prompt and answer together."""
-        context: int = self._module.config.get_text_config().max_position_embeddings
-        return context
+        """Most tokens of prompt and answer together; a sliding window is not slid."""
+        config = self._module.config.get_text_config()
+        context: int = config.max_position_embeddings
+        return min(context, getattr(config, "sliding_window", None) or context)
 
     def embed(self, ids: Tensor) -> Tensor:
         embedded: Tensor = self._module.get_input_embeddings()(ids)

@@ -170,7 +170,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises ArtifactError for shards that are missing or broken, ConfigError when there is no tower.
     Pickled files are read with `weights_only`, which runs no code.
     """
-    weights = dict(_tensors(folder))
+    weights = dict(read_tensors(folder))
     if not any(name.startswith(_TOWER) for name in weights):
         named = json.loads((folder / "config.json").read_bytes())["mm_vision_tower"]
         tower = _find_tower(folder, named)
@@ -179,7 +179,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
                 f"{folder}: has no vision tower inside, and {named} is neither a folder nor a "
                 f"folder beside it; put it at {folder.parent / Path(named).name}"
             )
-        for name, tensor in _tensors(tower):
+        for name, tensor in read_tensors(tower):
             if name.startswith("vision_model."):
                 weights[_TOWER + name.removeprefix("vision_model.")] = tensor
     return {new: weights[old] for old, new in rename(weights).items()}
@@ -200,7 +200,11 @@ def _tower_config(folder: Path, tower: Path | None) -> CLIPVisionConfig:
     return CLIPVisionConfig(**_CLIP_336_SHAPE)
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a folder, file by file; pickled ones without running their code.
+
+    Raises ArtifactError for files that are missing, broken or hold more than weights.
+    """
     for path in _weight_files(folder):
         try:
             if path.suffix == ".safetensors":

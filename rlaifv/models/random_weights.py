@@ -1,7 +1,8 @@
-"""LLaVAs of any shape with random weights, made offline: for benchmarks and tests."""
+"""LLaVAs and OmniLMMs of any shape with random weights, made offline: for benchmarks and tests."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -13,6 +14,14 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+)
+
+from rlaifv.models.omnilmm import (
+    END_TOKEN,
+    PATCH_TOKEN,
+    START_TOKEN,
+    OmniLMMConfig,
+    OmniLMMForCausalLM,
 )
 
 SPECIAL_TOKENS = {
@@ -34,6 +43,15 @@ _CORPUS = (
     "I can also see a white cat, a black lamp and a person on the left.",
     *["yes", "Yes", "no", "No"] * 50,
 )
+
+OMNILMM_12B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
+"""With the config's defaults: the published model."""
+TINY_OMNILMM: dict[str, Any] = {
+    **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "image_size": 40},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "num_query": 4, "resampler_heads": 4},
+    "tower": {"width": 24, "blocks": 2, "heads": 4, "mlp": 48, "patch": 8, "table": 3},
+    "initializer_range": 0.2,
+}
 
 
 class Shape(NamedTuple):
@@ -131,4 +149,20 @@ def save_random_llava(
     torch.manual_seed(seed)
     make_llava(processor, shape).save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+def save_random_omnilmm(folder: Path, shape: Mapping[str, Any], *, seed: int = 0) -> Path:
+    """A whole checkpoint with the published names in `folder`; changes torch's global generator."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([PATCH_TOKEN, START_TOKEN, END_TOKEN], special_tokens=True)
+    config = OmniLMMConfig(
+        **{"vocab_size": len(tokenizer), "max_position_embeddings": 2048, **shape},
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        im_patch_token=tokenizer.convert_tokens_to_ids(PATCH_TOKEN),
+    )
+    torch.manual_seed(seed)
+    OmniLMMForCausalLM(config).save_pretrained(str(folder))
+    tokenizer.save_pretrained(folder)
     return folder

@@ -78,8 +78,19 @@ class Api:
         """Raises ApiError (404 among others), TransientError when nothing answers."""
         return self._json("GET", path, query=query)
 
-    def items(self, path: str, **query: str) -> Iterator[Json]:
-        """Every object of a collection, as it is now: a page at a time, without managedFields."""
+    def items(self, path: str, **query: str) -> list[Json]:
+        """Every object of a collection, page after page; again from the first one when the server
+        has forgotten where we were (410)."""
+        for _ in range(self._patience.attempts):
+            try:
+                return list(self._pages(path, query))
+            except ApiError as error:
+                if error.status != 410:
+                    raise
+                log.info("listing again: %s", error)
+        raise TransientError(f"GET {path}: the listing expires faster than it is read")
+
+    def _pages(self, path: str, query: Mapping[str, str]) -> Iterator[Json]:
         start: dict[str, str] = {}
         while True:
             page = self._json("GET", path, query={**query, "limit": str(PAGE), **start})

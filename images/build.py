@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+DEBIAN = "localhost/rlaifv-base:dev"
 
 
 class Image(NamedTuple):
@@ -84,27 +85,49 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(IMAGES), help=f"of {', '.join(IMAGES)}")
     parser.add_argument(
-        "--base", help="base image with python3 >= 3.11 (default: the Dockerfile's)"
+        "--base",
+        help="base image with python3 >= 3.11 (default: the Dockerfile's); `debian`: one that "
+        "images/base.sh makes of this machine's package sources, where no registry can be reached",
     )
-    parser.add_argument("--ca", help="extra CA bundle for the build only")
+    parser.add_argument(
+        "--ca",
+        default=os.environ.get("SSL_CERT_FILE"),
+        help="extra CA bundle for the build only (default: $SSL_CERT_FILE)",
+    )
     parser.add_argument("--prefix", default="", help="registry and folder, such as ghcr.io/me/")
     parser.add_argument("--tag", default="latest")
     parser.add_argument(
         "--torch-backend", help="such as cpu or cu130; default: the package index's own"
     )
+    parser.add_argument(
+        "--attempts", type=int, default=1, help="of each build: a mirror may fail for a moment"
+    )
     flags = parser.parse_args()
+    if flags.base == "debian":
+        flags.base = DEBIAN
+        probe = ["podman", "image", "exists", DEBIAN]
+        if subprocess.run(probe, check=False).returncode and (
+            code := run(["images/base.sh", DEBIAN], flags.attempts)
+        ):
+            return code
     for name in flags.names:
         started = time.monotonic()
-        done = subprocess.run(
-            build_command(name, flags),
-            cwd=ROOT,
-            env=os.environ | {"DOCKER_BUILDKIT": "1"},
-            check=False,
-        )
-        if done.returncode:
-            return done.returncode
+        if code := run(build_command(name, flags), flags.attempts):
+            return code
         sys.stdout.write(f"built rlaifv-{name}:{flags.tag} in {time.monotonic() - started:.0f} s\n")
     return 0
+
+
+def run(command: list[str], attempts: int) -> int:
+    """Runs a command until it succeeds, at most so often; returns its last exit code."""
+    environment = os.environ | {"DOCKER_BUILDKIT": "1"}
+    code = 1
+    for attempt in range(attempts):
+        time.sleep(10 * attempt)
+        code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        if code == 0:
+            break
+    return code
 
 
 if __name__ == "__main__":

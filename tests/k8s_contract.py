@@ -47,7 +47,7 @@ def check_server(api: Api) -> None:
     other = suspended_job("four")
     other["metadata"]["labels"]["rlaifv/run-id"] = "another"
     api.create(JOBS, other)
-    listed = list(api.items(JOBS, labelSelector=selector(RUN)))
+    listed = api.items(JOBS, labelSelector=selector(RUN))
     assert [one["metadata"]["uid"] for one in listed] == [created["metadata"]["uid"]]
     patched = api.patch(path, {"spec": {"ttlSecondsAfterFinished": 5}})
     assert patched["spec"]["ttlSecondsAfterFinished"] == 5

@@ -93,7 +93,7 @@ def test_a_missing_right_names_the_role(tmp_path: Path) -> None:
     world.cluster.faults[0] = Fault(403, "pods is forbidden")
     api = Api(lambda: world.cluster.transport, sleep=lambda seconds: None)
     with pytest.raises(ConfigError, match="see the Role in k8s/"):
-        list(api.items("/api/v1/namespaces/rlaifv/pods"))
+        api.items("/api/v1/namespaces/rlaifv/pods")
 
 
 def test_a_listing_has_every_page(tmp_path: Path) -> None:
@@ -102,9 +102,13 @@ def test_a_listing_has_every_page(tmp_path: Path) -> None:
     path = "/api/v1/namespaces/rlaifv/services"
     for number in range(1100):
         api.create(path, {"metadata": {"name": f"s{number}"}})
-    assert len(list(api.items(path))) == 1100
+    assert len(api.items(path)) == 1100
     with pytest.raises(ApiError, match="already exists"):
         api.create(path, {"metadata": {"name": "s7"}})
+    start = len(cluster.calls)
+    cluster.faults[start + 1] = Fault(410, "the provided continue parameter is too old")
+    assert len(api.items(path)) == 1100
+    assert len(cluster.calls) == start + 2 + 3  # from the first page again
 
 
 def test_the_stand_in_keeps_the_contract(tmp_path: Path) -> None:

@@ -1,24 +1,20 @@
 """The Kubernetes executor against a strict stand-in for the API server."""
 
-import os
-import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from controller.executors.kubernetes import Clock, KubernetesExecutor
-from controller.k8s_client import Answer, Api
+from controller.k8s_client import Api
 from controller.k8s_settings import ClusterSettings
 from controller.loop import Loop, Watcher
 from controller.plan import Planner, ShardId, ShardState, Stop, every_job
 from rlaifv.choosing import choose_checkpoint
 from rlaifv.config import RunConfig
 from rlaifv.errors import ConfigError
-from rlaifv.store import LocalBackend, Store, open_store
-from tests.fake_world import Killed, run_fake_stage, tiny_config
+from rlaifv.store import Store, open_store
+from tests.fake_world import run_fake_stage, tiny_config
 from tests.k8sfake import FakeCluster, Fault, Json, Outcome, Pod
-from tests.test_controller_loop import rows_of
 
 GOOD = Outcome()
 SETTINGS = ClusterSettings(start_timeout_s=60)
@@ -237,81 +233,3 @@ def test_cancel_removes_every_job(tmp_path: Path) -> None:
     world.controller().cancel()
     assert world.cluster.objects["jobs"] == {}
     assert world.cluster.objects["pods"] == {}
-
-
-# --- the controller dies ---------------------------------------------------------------------
-
-
-class DyingBackend(LocalBackend):
-    """Dies before or after its n-th write."""
-
-    def __init__(self, root: Path, tick: Callable[[], None]) -> None:
-        super().__init__(root)
-        self._tick = tick
-
-    def put_file_if_absent(self, key: str, source: Path) -> bool:
-        self._tick()
-        done = super().put_file_if_absent(key, source)
-        self._tick()
-        return done
-
-    def put(self, key: str, data: bytes) -> None:
-        self._tick()
-        super().put(key, data)
-        self._tick()
-
-    def delete(self, key: str) -> None:
-        self._tick()
-        super().delete(key)
-        self._tick()
-
-
-class Reaper:
-    """Kills the controller at its n-th call of any kind."""
-
-    def __init__(self, limit: int) -> None:
-        self.count, self.limit = 0, limit
-
-    def tick(self) -> None:
-        if self.count == self.limit:
-            self.count += 1
-            raise Killed
-        self.count += 1
-
-
-def drive_and_die(world: World, limit: int) -> int:
-    """A controller that dies at its call number `limit`, then one that does not."""
-    reaper = Reaper(limit)
-    inner = world.cluster.transport
-
-    def transport(m: str, t: str, d: bytes | None, h: dict[str, str]) -> Answer:
-        reaper.tick()
-        answer = inner(m, t, d, h)
-        reaper.tick()
-        return answer
-
-    world.cluster.transport = transport  # type: ignore[method-assign, assignment]
-    dying = Store(DyingBackend(Path(str(world.run).removeprefix("file://")), reaper.tick))
-    try:
-        world.drive(run=dying)
-    except Killed:
-        pass
-    finally:
-        world.cluster.transport = inner  # type: ignore[method-assign]
-    assert world.drive().exit_code == 0
-    return reaper.count
-
-
-@pytest.mark.slow
-def test_a_controller_may_die_at_any_call(tmp_path: Path) -> None:
-    calm = World(tmp_path / "calm")
-    total = drive_and_die(calm, -1)
-    expected = rows_of(calm.run)
-    few = random.Random(5).sample(range(12, total), 40)
-    every = os.environ.get("RLAIFV_EVERY_CRASH_POINT")
-    for limit in range(total) if every else [*range(12), *few]:
-        world = World(tmp_path / str(limit))
-        drive_and_die(world, limit)
-        jobs = world.created_jobs()
-        assert len(jobs) == len(set(jobs)) == 13, limit
-        assert rows_of(world.run) == expected, limit

@@ -32,11 +32,16 @@ class Engine(NamedTuple):
 
 
 def find_engine(flags: Sequence[str] = ()) -> Engine:
-    """docker, else podman; raises ConfigError when neither is there."""
+    """docker, else podman, whichever answers; raises ConfigError when neither does."""
     for program in ENGINES:
-        if shutil.which(program):
+        if shutil.which(program) and _answers(program):
             return Engine(program, tuple(flags))
-    raise ConfigError("--executor docker: neither docker nor podman is installed")
+    raise ConfigError("--executor docker: neither docker nor podman is here and answers")
+
+
+def _answers(program: str) -> bool:
+    done = subprocess.run([program, "info"], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def container_command(

@@ -88,7 +88,7 @@ class KubernetesExecutor:
         if not self._observes_only:
             for info in list(self._unkept.values()):
                 self._let_expire(info)
-        jobs = list(self._api.items(self._path("jobs"), labelSelector=self._selector))
+        jobs = self._api.items(self._path("jobs"), labelSelector=self._selector)
         self._numbers = {}
         for job in jobs:
             info = job_info(job)
@@ -125,7 +125,7 @@ class KubernetesExecutor:
     def cancel(self) -> None:
         """Deletes every Job of the run, with its pods."""
         self._held.clear()
-        for job in list(self._api.items(self._path("jobs"), labelSelector=self._selector)):
+        for job in self._api.items(self._path("jobs"), labelSelector=self._selector):
             info = job_info(job)
             self._api.delete(f"{self._path('jobs')}/{info.name}", uid=info.uid)
 
@@ -232,7 +232,7 @@ class KubernetesExecutor:
         if pods or job["spec"].get("suspend") or job_info(job).complete or job_info(job).failed:
             return job
         fields = f"involvedObject.name={job['metadata']['name']},reason=FailedCreate"
-        events = list(self._api.items(self._core("events"), fieldSelector=fields))
+        events = self._api.items(self._core("events"), fieldSelector=fields)
         return job | {"event": events[-1]["message"]} if events else job
 
     def _let_expire(self, info: JobInfo) -> None:

@@ -1,14 +1,15 @@
 """A real single-node Kubernetes for development, without Docker: `python k8s/dev/cluster.py up|down|status`.
 
-Needs Linux, root, Go >= 1.24 and Debian's containerd, runc, containernetworking-plugins, etcd-server,
-iptables, nftables, iproute2, conntrack, podman. The Kubernetes programs are built from Go's module
-system (`k8s/dev/cluster/go.mod`) once and cached outside the repository. Only the standard library
-is used, so that `make cluster-up` works before anything is installed.
+Where docker and kind are, kind makes the cluster; the rest of this file is for where they are not.
+
+Needs Linux, root and Go >= 1.24; what else is missing it installs with apt-get (`machine.PROGRAMS`).
+The Kubernetes programs are built from Go's module system (`k8s/dev/cluster/go.mod`) once and cached
+outside the repository. Only the standard library is used, so that `make cluster-up` works before
+anything is installed.
 """
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -19,13 +20,14 @@ import time
 from pathlib import Path
 
 import machine
+import programs
 from machine import (
     BRIDGE,
-    CACHE,
     GATEWAY,
     PODS,
     STATE,
     ClusterError,
+    birth,
     call,
     running,
     say,
@@ -39,11 +41,6 @@ HERE = Path(__file__).resolve().parent
 SERVICES = "10.96.0.0/16"
 DNS_ADDRESS, NODE, API_PORT, ETCD_PORT = "10.96.0.10", "dev-node", 6443, 12379
 API = f"https://{GATEWAY}:{API_PORT}"
-VERSION = "v1.34.4"
-PACKAGES = (
-    "containerd runc containernetworking-plugins etcd-server iptables nftables iproute2 conntrack "
-    "podman openssl"
-)
 TOKENS = {
     "admin": ("admin", "system:masters"),
     "controller-manager": ("system:kube-controller-manager", ""),
@@ -51,35 +48,6 @@ TOKENS = {
     "kubelet": (f"system:node:{NODE}", "system:nodes"),
     "proxy": ("system:kube-proxy", ""),
 }
-# --- programs --------------------------------------------------------------------------------
-
-
-def build() -> Path:
-    """The Kubernetes programs and CoreDNS, built once per go.sum; returns their folder."""
-    digest = hashlib.sha256()
-    for name in ("cluster/go.mod", "cluster/go.sum", "dns/go.mod", "dns/go.sum"):
-        digest.update((HERE / name).read_bytes())
-    folder = CACHE / f"bin-{digest.hexdigest()[:12]}"
-    if (folder / "_COMPLETE").exists():
-        return folder
-    if not shutil.which("go"):
-        raise ClusterError("Go >= 1.24 is needed to build the Kubernetes programs")
-    say("building Kubernetes and CoreDNS from Go modules (some 7 minutes on 2 cores, once) ...")
-    started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
-    prefix = "k8s.io/component-base/version"
-    major, minor, _ = VERSION.removeprefix("v").split(".")
-    flags = {"gitVersion": VERSION, "gitMajor": major, "gitMinor": minor, "gitCommit": "unknown"}
-    linker = "-s -w " + " ".join(f"-X {prefix}.{key}={value}" for key, value in flags.items())
-    for module in ("cluster", "dns"):
-        command = ["go", "build", "-ldflags", linker, "-o", f"{folder}/", "tool"]
-        environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false"}
-        subprocess.run(command, cwd=HERE / module, env=environment, check=True)
-    (folder / "_COMPLETE").touch()
-    say(f"built in {time.monotonic() - started:.0f} s: {folder}")
-    return folder
-
-
 # --- identities ------------------------------------------------------------------------------
 
 
@@ -129,7 +97,7 @@ def kubeconfig(token: str) -> dict[str, object]:
 # --- the cluster -----------------------------------------------------------------------------
 
 
-def start_control_plane(programs: Path) -> None:
+def start_control_plane(folder: Path) -> None:
     pki = f"{STATE}/pki"
     peer = f"http://127.0.0.1:{ETCD_PORT + 1}"
     client = f"http://127.0.0.1:{ETCD_PORT}"
@@ -137,7 +105,7 @@ def start_control_plane(programs: Path) -> None:
           "--listen-client-urls", client, "--advertise-client-urls", client,
           "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
           "--initial-cluster", f"default={peer}")  # fmt: skip
-    start("apiserver", f"{programs}/kube-apiserver", f"--etcd-servers={client}",
+    start("apiserver", f"{folder}/kube-apiserver", f"--etcd-servers={client}",
           f"--advertise-address={GATEWAY}", f"--bind-address={GATEWAY}", f"--secure-port={API_PORT}",
           f"--service-cluster-ip-range={SERVICES}", "--authorization-mode=Node,RBAC",
           "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
@@ -155,15 +123,15 @@ def start_control_plane(programs: Path) -> None:
         lambda: kubectl("get", "--raw", "/readyz", check=False) == "ok",
         seconds=60,
     )
-    start("controller-manager", f"{programs}/kube-controller-manager",
+    start("controller-manager", f"{folder}/kube-controller-manager",
           f"--kubeconfig={STATE}/controller-manager.kubeconfig", "--use-service-account-credentials",
           f"--service-account-private-key-file={pki}/accounts.key", f"--root-ca-file={pki}/ca.crt",
           "--leader-elect=false")  # fmt: skip
-    start("scheduler", f"{programs}/kube-scheduler", f"--kubeconfig={STATE}/scheduler.kubeconfig",
+    start("scheduler", f"{folder}/kube-scheduler", f"--kubeconfig={STATE}/scheduler.kubeconfig",
           "--leader-elect=false")  # fmt: skip
 
 
-def start_node(programs: Path) -> None:
+def start_node(folder: Path) -> None:
     kubelet = {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -203,17 +171,17 @@ def start_node(programs: Path) -> None:
     }
     write(STATE / "kubelet.json", json.dumps(kubelet, indent=1))
     write(STATE / "proxy.json", json.dumps(proxy, indent=1))
-    start("kubelet", f"{programs}/kubelet", f"--config={STATE}/kubelet.json",
+    start("kubelet", f"{folder}/kubelet", f"--config={STATE}/kubelet.json",
           f"--kubeconfig={STATE}/kubelet.kubeconfig", f"--root-dir={STATE}/kubelet",
           f"--node-ip={GATEWAY}", f"--hostname-override={NODE}")  # fmt: skip
-    start("proxy", f"{programs}/kube-proxy", f"--config={STATE}/proxy.json")
+    start("proxy", f"{folder}/kube-proxy", f"--config={STATE}/proxy.json")
     ready = "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
     wait_for(
         "the node", lambda: kubectl("get", "nodes", "-o", ready, check=False) == "True", seconds=60
     )
 
 
-def start_dns(programs: Path) -> None:
+def start_dns(folder: Path) -> None:
     """CoreDNS as a host process on the bridge; a Service without selector leads to it."""
     write(STATE / "Corefile", f"""
 .:1053 {{
@@ -226,7 +194,7 @@ def start_dns(programs: Path) -> None:
   forward . /etc/resolv.conf
 }}
 """)  # fmt: skip
-    start("dns", f"{programs}/coredns", "-conf", f"{STATE}/Corefile")
+    start("dns", f"{folder}/coredns", "-conf", f"{STATE}/Corefile")
     ports = [
         {"name": n, "port": 1053, "protocol": p} for n, p in (("dns", "UDP"), ("dns-tcp", "TCP"))
     ]
@@ -253,43 +221,49 @@ def start_dns(programs: Path) -> None:
 
 
 def kubectl(*words: str, stdin: str | None = None, check: bool = True) -> str:
-    program = str(build() / "kubectl")
+    program = str(programs.build() / "kubectl")
     return call(program, f"--kubeconfig={STATE}/admin.kubeconfig", *words, stdin=stdin, check=check)
 
 
-def up() -> None:
-    if os.geteuid() != 0:
-        raise ClusterError("root is needed (bridge, mounts, containers)")
-    missing = [
-        p
-        for p in ("containerd", "runc", "etcd", "podman", "nft", "ip", "openssl")
-        if not shutil.which(p)
-    ]
-    if missing:
-        raise ClusterError(f"missing {', '.join(missing)}; on Debian: apt-get install {PACKAGES}")
+def up(owner: int | None = None) -> None:
+    """Starts everything; with `owner`, ends it as soon as that process has ended."""
+    machine.need_root()
     if running("apiserver") and running("kubelet"):
         say(f"is up: export KUBECONFIG={STATE}/admin.kubeconfig")
         return
     down()
-    programs = build()
+    machine.install_packages()
+    folder = programs.build()
     started = time.monotonic()
     STATE.mkdir(parents=True, exist_ok=True)
+    if owner is not None:
+        start("watchdog", sys.executable, __file__, "watch", str(owner))
     make_identities()
     machine.make_network()
     machine.start_containerd()
-    start_control_plane(programs)
-    start_node(programs)
-    start_dns(programs)
+    start_control_plane(folder)
+    start_node(folder)
+    start_dns(folder)
     ready = "jsonpath={.metadata.name}"
     account = ("get", "serviceaccount", "default", "-o", ready)
     wait_for("the default account", lambda: kubectl(*account, check=False) == "default", seconds=30)
     say(f"up in {time.monotonic() - started:.1f} s: export KUBECONFIG={STATE}/admin.kubeconfig")
 
 
+def watch(owner: int) -> None:
+    born = birth(owner)
+    while born and birth(owner) == born:
+        time.sleep(1)
+    say(f"process {owner} has ended, and the cluster with it")
+    down()
+
+
 def down() -> None:
     """Stops what `up` started, by its own ids, and removes mounts, bridge, rules and state."""
     if not STATE.exists():
         return
+    if running("watchdog") != os.getpid():
+        stop("watchdog")
     if running("apiserver") and running("kubelet"):
         with contextlib.suppress(ClusterError, subprocess.SubprocessError):
             # Not waited for: a Job's pods keep a finalizer until a controller that may hang is done.
@@ -335,14 +309,21 @@ def status() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("command", choices=["build", "up", "down", "status", "load"])
-    parser.add_argument("image", nargs="?", help="for load: an image in podman's storage")
+    commands = {
+        "setup": lambda: programs.setup(),
+        "build": lambda: programs.build(),
+        "up": lambda: up(flags.owner),
+        "load": lambda: machine.load_image(flags.what),
+        "watch": lambda: watch(int(flags.what)),
+        "status": lambda: status(),
+        "down": lambda: down(),
+    }
+    parser.add_argument("command", choices=list(commands))
+    parser.add_argument("what", nargs="?", help="load: an image in podman's storage")
+    parser.add_argument("--owner", type=int, help="up: end the cluster when this process ends")
     flags = parser.parse_args()
     try:
-        if flags.command == "load":
-            machine.load_image(flags.image)
-        else:
-            {"build": build, "up": up, "down": down, "status": status}[flags.command]()
+        commands[flags.command]()
     except ClusterError as error:
         say(str(error))
         return 1

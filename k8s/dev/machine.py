@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -23,6 +22,24 @@ static void stop(int s) { (void)s; _exit(0); }
 static void reap(int s) { (void)s; while (waitpid(-1, 0, WNOHANG) > 0); }
 int main(void) { signal(SIGTERM, stop); signal(SIGINT, stop); signal(SIGCHLD, reap); for (;;) pause(); }
 """
+
+
+PROGRAMS = {
+    "containerd": "containerd",
+    "runc": "runc",
+    "/usr/lib/cni/bridge": "containernetworking-plugins",
+    "etcd": "etcd-server",
+    "iptables": "iptables",
+    "nft": "nftables",
+    "ip": "iproute2",
+    "conntrack": "conntrack",
+    "podman": "podman",
+    "openssl": "openssl",
+    "mmdebstrap": "mmdebstrap",
+    "gcc": "gcc",
+}
+"""What is needed besides Go, and Debian's package that has it."""
+TRIES = 4
 
 
 class ClusterError(RuntimeError):
@@ -53,6 +70,33 @@ def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
     path.write_text(text)
+
+
+def need_root() -> None:
+    if os.geteuid() != 0:
+        raise ClusterError("root is needed (packages, bridge, mounts, containers)")
+
+
+def install_packages() -> None:
+    """What is missing, by apt-get; a mirror may fail for a moment, so more than once."""
+    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+    if not missing:
+        return
+    if not shutil.which("apt-get"):
+        raise ClusterError(f"missing: {', '.join(missing)} (names of Debian's packages)")
+    say(f"installing {' '.join(missing)} ...")
+    options = ("-y", "-qq", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300")
+    os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+    for attempt in range(1, TRIES + 1):
+        try:
+            call("apt-get", "update", "-qq")
+            call("apt-get", "install", *options, *missing)
+            return
+        except ClusterError as error:
+            if attempt == TRIES:
+                raise
+            say(f"once more, after: {str(error)[-300:]}")
+            time.sleep(10 * attempt)
 
 
 # --- processes -------------------------------------------------------------------------------
@@ -188,13 +232,15 @@ def load_pause_image() -> None:
 
 
 def load_image(name: str) -> None:
-    """Copies an image from podman's storage into the cluster's."""
-    archive = STATE / f"image-{secrets.token_hex(4)}.tar"
-    try:
-        call("podman", "save", "--format", "oci-archive", "-o", str(archive), name)
-        call(*ctr("images", "import", str(archive)))
-    finally:
-        archive.unlink(missing_ok=True)
+    """Copies an image from podman's storage into the cluster's, in one stream."""
+    save = ["podman", "save", "--quiet", "--format", "docker-archive", name]
+    with subprocess.Popen(save, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as source:
+        done = subprocess.run(
+            ctr("images", "import", "-"), stdin=source.stdout, capture_output=True, check=False
+        )
+        said = (source.communicate()[1] + done.stderr).decode(errors="replace")
+    if source.returncode or done.returncode:
+        raise ClusterError(f"image {name} is not loaded: {said.strip()}")
 
 
 def stop_containers() -> None:

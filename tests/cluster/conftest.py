@@ -1,9 +1,9 @@
 """A real cluster, its images and an S3 server: `make test-cluster`, not `make test`.
 
 `KUBECONFIG` names the cluster to use; without it, k8s/dev/cluster.py starts one on this machine
-and ends it afterwards. `RLAIFV_TEST_CORE` and `RLAIFV_TEST_GPU` name images that the cluster has
-already; without them they are built and loaded. `RLAIFV_TEST_HOST` is an address of this machine
-that pods can reach.
+and ends it afterwards, also when this process is killed. `RLAIFV_TEST_CORE`, `_EVAL` and `_GPU`
+name images that the cluster has already; without them `rlaifv-core:test` and so on are loaded (`k8s/dev/cluster.py
+setup` builds them). `RLAIFV_TEST_HOST` is an address of this machine that pods can reach.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +19,14 @@ import boto3
 import pytest
 import yaml
 
+from controller.executors.launchers import _die_with_parent
 from tests.s3servers import versitygw_program
 
 ROOT = Path(__file__).parents[2]
 DEV = ROOT / "k8s/dev"
 KEYS = {"ROOT_ACCESS_KEY": "rlaifv", "ROOT_SECRET_KEY": "planted-for-tests"}
 PORT = 7070
+KINDS = ("core", "eval", "gpu")
 SETTINGS: dict[str, Any] = {"namespace": "rlaifv", "defaults": {"cpu": "400m", "memory": "2Gi"}}
 if not os.environ.get("RLAIFV_TEST_CLUSTER"):
     collect_ignore_glob = ["test_*.py"]
@@ -33,8 +35,8 @@ if not os.environ.get("RLAIFV_TEST_CLUSTER"):
 class Cluster(NamedTuple):
     """A cluster with our images, and a bucket that its pods and we can reach."""
 
-    core: str
-    gpu: str
+    images: Mapping[str, str]
+    """core, eval and gpu."""
     endpoint: str
     folder: Path
 
@@ -52,8 +54,7 @@ class Cluster(NamedTuple):
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         """Cluster settings with our images."""
-        images = {"core": self.core, "eval": self.gpu, "gpu": self.gpu, "pull_policy": "Never"}
-        return {**SETTINGS, "images": images, **changes}
+        return {**SETTINGS, "images": {**self.images, "pull_policy": "Never"}, **changes}
 
     def manifests(self, root: str, config: dict[str, Any], *, name: str = "demo") -> Path:
         """A copy of k8s/*.yaml with what a user sets there."""
@@ -71,7 +72,7 @@ class Cluster(NamedTuple):
                     }
                 if one["kind"] == "Job":
                     container = one["spec"]["template"]["spec"]["containers"][0]
-                    container |= {"image": self.core, "imagePullPolicy": "Never"}
+                    container |= {"image": self.images["core"], "imagePullPolicy": "Never"}
             (folder / path.name).write_text(yaml.safe_dump_all(documents))
         return folder
 
@@ -80,50 +81,55 @@ class Cluster(NamedTuple):
         self.kubectl("-n", "rlaifv", "delete", "jobs,pods,leases", "--all", "--wait=true")
 
 
+def say(text: str) -> None:
+    """Progress, for whoever looks at a log of many minutes."""
+    sys.stderr.write(f"\n[{time.strftime('%H:%M:%S')}] {text}\n")
+
+
 def _kubectl() -> str:
     found = os.environ.get("RLAIFV_TEST_KUBECTL")
     if found:
         return found
     sys.path.insert(0, str(DEV))
     try:
-        import cluster  # type: ignore[import-not-found]
+        import programs  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(DEV))
-    return str(cluster.build() / "kubectl")
+    return str(programs.build() / "kubectl")
 
 
-def _run(*words: str) -> None:
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False)
+def _cluster(*words: str) -> None:
+    say(f"cluster.py {' '.join(words)}")
+    done = subprocess.run([sys.executable, str(DEV / "cluster.py"), *words], check=False)
     if done.returncode:
-        pytest.fail(f"{' '.join(words)} ended with {done.returncode}")
+        pytest.fail(f"k8s/dev/cluster.py {' '.join(words)} ended with {done.returncode}")
 
 
 @pytest.fixture(scope="session")
-def images() -> Iterator[tuple[str, str]]:
-    """core and gpu (which has all that eval has), in the cluster that KUBECONFIG then names."""
+def images() -> Iterator[Mapping[str, str]]:
+    """core, eval and gpu, in the cluster that KUBECONFIG then names."""
     own = not os.environ.get("KUBECONFIG")
     if own:
-        _run("k8s/dev/cluster.py", "up")
+        _cluster("up", "--owner", str(os.getpid()))
         os.environ["KUBECONFIG"] = "/var/lib/rlaifv-dev/admin.kubeconfig"
     try:
-        names = []
-        for kind in ("core", "gpu"):
-            given = os.environ.get(f"RLAIFV_TEST_{kind.upper()}")
-            if not given:
-                given = f"localhost/rlaifv-{kind}:test"
-                flags = os.environ.get("RLAIFV_TEST_BUILD", "").split()
-                _run("images/build.py", kind, "--tag", "test", *flags)
-                _run("k8s/dev/cluster.py", "load", given)
-            names.append(given)
-        yield names[0], names[1]
+        found = {}
+        for kind in KINDS:
+            found[kind] = os.environ.get(f"RLAIFV_TEST_{kind.upper()}", "")
+            if not found[kind]:
+                found[kind] = f"localhost/rlaifv-{kind}:test"
+                _cluster("load", found[kind])
+        yield found
     finally:
         if own:
             del os.environ["KUBECONFIG"]
-            _run("k8s/dev/cluster.py", "down")
+            _cluster("down")
 
 
 @pytest.fixture(scope="session")
-def cluster(images: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    images: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     """The cluster with an empty namespace, its Secret, and versitygw beside it."""
     folder = tmp_path_factory.mktemp("cluster")
     host = os.environ.get("RLAIFV_TEST_HOST", "10.244.0.1")
@@ -131,11 +137,15 @@ def cluster(images: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -
     command = [str(versitygw_program()), "--port", f"{host}:{PORT}", "--keep-alive", "--quiet"]
     with (folder / "s3.log").open("wb") as log:
         server = subprocess.Popen(
-            [*command, "posix", str(folder / "s3")], env=os.environ | KEYS, stdout=log, stderr=log
+            [*command, "posix", str(folder / "s3")],
+            env=os.environ | KEYS,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_die_with_parent,
         )
-    found = Cluster(*images, f"http://{host}:{PORT}", folder)
+    found = Cluster(images, f"http://{host}:{PORT}", folder)
     try:
-        found.kubectl("delete", "namespace", "rlaifv", "--ignore-not-found")
+        found.kubectl("delete", "namespace", "rlaifv", "--ignore-not-found", "--timeout=120s")
         found.kubectl("apply", "-f", str(ROOT / "k8s/00-namespace.yaml"))
         secret = yaml.safe_load((ROOT / "k8s/examples/s3-secret.yaml").read_text().split("---")[0])
         secret["stringData"] |= credentials(found)

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,78 +11,86 @@ from typing import Any
 import pytest
 import yaml
 
+from controller.k8s_client import Api, connect_cluster
 from rlaifv.store import open_store
-from tests.cluster.conftest import ROOT, Cluster
-from tests.cluster.test_demo import SMALL, choices, rows, run_controller
-
-KILL = (
-    "import os, signal\n"
-    "for name in filter(str.isdigit, os.listdir('/proc')):\n"
-    "    if int(open(f'/proc/{name}/stat').read().rsplit(')', 1)[1].split()[1]) == 1:\n"
-    "        os.kill(int(name), signal.SIGKILL)\n"
+from tests.cluster.conftest import ROOT, Cluster, say
+from tests.cluster.test_demo import (
+    SMALL,
+    choices,
+    controller,
+    place_of,
+    rows,
+    said,
+    start_controller,
 )
-"""Run inside a pod: kills what tini started."""
+
+STAGES = {
+    "prepare", "sample", "claim", "verify", "pair", "reflogp", "train", "respond", "grade",
+}  # fmt: skip
+ITERATIONS = 2
+"""A stage of a second may be missed once."""
 if os.environ.get("RLAIFV_TEST_CLUSTER") != "chaos":
     pytest.skip("make test-chaos", allow_module_level=True)
 
 
 class Runs:
-    """A controller outside, its settings, and what it says."""
+    """A controller outside, its settings, and every Job that was ever seen."""
 
     def __init__(self, cluster: Cluster, folder: Path, root: str) -> None:
         self.cluster, self.folder, self.root = cluster, folder, root
-        (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
-        (folder / "said").touch()
+        self.api = Api(connect_cluster)
+        self.uids: dict[str, set[str]] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, **stages: dict[str, Any]) -> None:
+    def start(self, **stages: dict[str, Any]) -> subprocess.Popen[bytes]:
         settings = self.cluster.settings(stages=stages, start_timeout_s=20, poll_s=0.5)
-        (self.folder / "cluster.yaml").write_text(yaml.safe_dump(settings))
-        command = [sys.executable, "-m", "controller", "run", "--iterations", "1"]
-        command += ["--executor", "kubernetes", "--cluster", "cluster.yaml"]
-        command += ["--config", "small.yaml", "--root", self.root]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        with (self.folder / "said").open("ab") as said:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, env=environment, stdout=said, stderr=said
-            )
-
-    def said(self) -> str:
-        return (self.folder / "said").read_text()
-
-    def end(self, seconds: float = 600) -> int:
-        assert self.process is not None
-        return self.process.wait(timeout=seconds)
+        self.process = start_controller(
+            self.cluster, self.folder, self.root, SMALL, iterations=ITERATIONS, settings=settings
+        )
+        return self.process
 
     def kill(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def until(self, true: Callable[[], Any], seconds: float = 180) -> Any:
+    def stops(self, code: int, *words: str) -> None:
+        """The controller ends with `code`; it and `status` say why."""
+        assert self.process is not None
+        assert self.process.wait(timeout=400) == code, said(self.folder)
+        told = controller(self.folder, "status", "demo", "--root", self.root)
+        for each in words:
+            assert each in said(self.folder)
+        assert words[-1] in told
+        say(f"exit {code}, and status says: {words[-1]}")
+
+    def until(self, true: Callable[[], Any], seconds: float = 300) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := true():
                 return found
-            time.sleep(0.3)
-        pytest.fail(self.said() + self.cluster.kubectl("-n", "rlaifv", "get", "pods,jobs,events"))
+            time.sleep(0.1)
+        pytest.fail(said(self.folder) + self.cluster.kubectl("-n", "rlaifv", "get", "pods,events"))
 
-    def running(self, stage: str) -> str:
-        """Name of a pod of a stage once it runs."""
-        return str(self.until(lambda: self._running(stage)))
+    def jobs(self) -> list[dict[str, Any]]:
+        """The run's Jobs; remembers their uids."""
+        found = self.api.items("/apis/batch/v1/namespaces/rlaifv/jobs", labelSelector="rlaifv/run")
+        for job in found:
+            self.uids.setdefault(job["metadata"]["name"], set()).add(job["metadata"]["uid"])
+        return found
 
-    def _running(self, stage: str) -> str:
-        for pod in self.cluster.get("pods", "-l", f"rlaifv/stage={stage}")["items"]:
-            states = pod["status"].get("containerStatuses") or [{}]
-            if "running" in states[0].get("state", {}):
-                return str(pod["metadata"]["name"])
-        return ""
+    def running(self) -> dict[str, str]:
+        """Name of a running pod by stage."""
+        self.jobs()
+        pods = self.api.items("/api/v1/namespaces/rlaifv/pods", labelSelector="rlaifv/run")
+        return {
+            place_of(pod)[1]: pod["metadata"]["name"]
+            for pod in pods
+            if "running" in (pod["status"].get("containerStatuses") or [{}])[0].get("state", {})
+        }
 
-    def strike(self, stage: str) -> None:
-        """SIGKILL to the stage's process in one pod."""
-        name = self.running(stage)
-        words = ("-n", "rlaifv", "exec", name, "--", "python", "-c", KILL)
-        sys.stderr.write(self.cluster.kubectl(*words, check=False))
+    def running_pod(self, stage: str) -> str:
+        return str(self.until(lambda: self.running().get(stage)))
 
 
 @pytest.fixture
@@ -94,52 +101,107 @@ def runs(cluster: Cluster, bucket: str, tmp_path: Path) -> Iterator[Runs]:
     yield found
     if found.process and found.process.poll() is None:
         found.kill()
-    sys.stderr.write(found.said())
     cluster.clear()
 
 
 def test_chaos(cluster: Cluster, runs: Runs, tmp_path: Path) -> None:
-    runs.start(prepare={"image": "localhost/no-such-image:1"})
-    assert runs.end() == 1
-    assert "never started: image cannot be pulled: ErrImageNeverPull" in runs.said()
+    refusals(cluster, runs)
+    struck = kills(cluster, runs)
+    assert set(struck) == STAGES, struck
+    evict(cluster, runs, tmp_path)
+    pause(runs)
+    assert runs.process is not None
+    assert runs.process.wait(timeout=900) == 0, said(tmp_path)
 
+    say("the same run, undisturbed, as local processes")
+    words = ("run", "--iterations", str(ITERATIONS), "--root", str(tmp_path))
+    controller(tmp_path, *words, "--config", "config.yaml")
+    calm, run = open_store(str(tmp_path / "demo")), open_store(f"{runs.root}/demo")
+    assert rows(run, ITERATIONS) == rows(calm, ITERATIONS)
+    assert choices(run, ITERATIONS) == choices(calm, ITERATIONS)
+    jobs = runs.jobs()
+    assert all(len(uids) == 1 for uids in runs.uids.values()), runs.uids
+    ends = [{c["type"] for c in job["status"]["conditions"]} for job in jobs]
+    assert all(end & {"Complete", "Failed"} for end in ends)
+    failed = sum("Failed" in end for end in ends)
+    say(
+        f"{len(runs.uids)} Jobs, each created once; {failed} of them failed; rows are the calm run's"
+    )
+
+
+def refusals(cluster: Cluster, runs: Runs) -> None:
+    """What the cluster refuses or ends: an image, a quota, memory, a deadline."""
+    say("an image that cannot be pulled")
+    runs.start(prepare={"image": "localhost/no-such-image:1"})
+    runs.stops(1, "never started: image cannot be pulled: ErrImageNeverPull")
+
+    say("no quota for pods, then too little memory")
     quota: dict[str, Any] = {"apiVersion": "v1", "kind": "ResourceQuota"}
     quota |= {"metadata": {"name": "none", "namespace": "rlaifv"}, "spec": {"hard": {"pods": "0"}}}
     cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(quota))
     runs.start(sample={"memory": "80Mi"})
-    runs.until(lambda: "exceeded quota: none" in runs.said())
+    where = ("demo", "--root", runs.root, "--executor", "kubernetes", "--cluster", "cluster.yaml")
+    runs.until(lambda: "exceeded quota: none" in said(runs.folder))
+    assert "exceeded quota: none" in controller(runs.folder, "status", *where)
     cluster.kubectl("-n", "rlaifv", "delete", "resourcequota", "none")
-    assert runs.end() == 1
-    assert "out of memory at 80Mi; trying with twice that" in runs.said()
-    assert "out of memory at 160Mi; twice the setting" in runs.said()
+    runs.stops(
+        1,
+        "out of memory at 80Mi; trying with twice that",
+        "out of memory at 160Mi; twice the setting",
+    )
 
+    say("a deadline that is too small")
     runs.start(sample={"deadline_s": 3})
-    assert runs.end() == 124
-    assert "deadline exceeded: not done 3 s after it started" in runs.said()
+    runs.stops(124, "deadline exceeded: not done 3 s after it started")
+    deleted = controller(runs.folder, "retry", *where[:3], *where[5:])
+    assert "deleted Job" in deleted
+    say(f"retry: {deleted.splitlines()[0]}")
 
-    for stage in ("sample", "verify", "reflogp", "train"):
-        runs.start()
-        runs.strike(stage)
-        runs.running(stage)
-        runs.kill()  # the controller, too
+
+def kills(cluster: Cluster, runs: Runs) -> dict[str, str]:
+    """SIGKILL once to a pod of each stage, and to the controller while that stage runs."""
+    struck: dict[str, str] = {}
+    missed: set[str] = set()
     runs.start()
-    victim = runs.running("respond")
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction"}
-    path = f"/api/v1/namespaces/rlaifv/pods/{victim}/eviction"
-    body = tmp_path / "eviction.yaml"
-    body.write_text(yaml.safe_dump({**eviction, "metadata": {"name": victim}}))
-    cluster.kubectl("create", "--raw", path, "-f", str(body))
-    assert runs.end() == 0, runs.said()[-3000:]
+    while set(struck) != STAGES:
+        assert runs.process is not None
+        assert runs.process.poll() is None, said(runs.folder)
+        for stage, pod in runs.running().items():
+            if stage in struck or pod in missed:
+                continue
+            words = ("-n", "rlaifv", "exec", pod, "--", "sh", "-c", "kill -9 -1")
+            told = cluster.kubectl(*words, check=False)
+            if "137" not in told:  # the pod was faster
+                missed.add(pod)
+                continue
+            struck[stage] = pod
+            runs.kill()
+            runs.start()
+            say(f"killed {pod}, and the controller; {len(struck)} of {len(STAGES)} stages")
+        time.sleep(0.1)
+    return struck
 
-    run_controller(
-        tmp_path, "--root", str(tmp_path), "--config", str(tmp_path / "small.yaml"), iterations=1
-    )
-    calm, run = open_store(str(tmp_path / "demo")), open_store(f"{runs.root}/demo")
-    assert rows(run, 1) == rows(calm, 1)
-    assert choices(run, 1) == choices(calm, 1)
-    jobs = cluster.get("jobs")["items"]
-    names = [job["metadata"]["name"] for job in jobs]
-    assert len(names) == len(set(names)) == len({job["metadata"]["uid"] for job in jobs})
-    assert all(
-        {c["type"] for c in job["status"]["conditions"]} & {"Complete", "Failed"} for job in jobs
-    )
+
+def evict(cluster: Cluster, runs: Runs, folder: Path) -> None:
+    """An API-initiated eviction: the pod comes again, and no attempt is counted."""
+    victim = runs.until(lambda: next(iter(runs.running().values()), ""))
+    body = folder / "eviction.yaml"
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": victim}}
+    body.write_text(yaml.safe_dump(eviction))
+    path = f"/api/v1/namespaces/rlaifv/pods/{victim}/eviction"
+    cluster.kubectl("create", "--raw", path, "-f", str(body), check=False)
+    say(f"evicted {victim}")
+
+
+def pause(runs: Runs) -> None:
+    """A controller is stopped, another takes the run, the first wakes up and ends."""
+    paused = runs.process
+    assert paused is not None
+    paused.send_signal(signal.SIGSTOP)
+    runs.start()
+    runs.until(lambda: "is it alive?" in said(runs.folder))
+    runs.until(lambda: said(runs.folder).count("run demo at") > 1 or not runs.jobs())
+    time.sleep(1)
+    paused.send_signal(signal.SIGCONT)
+    assert paused.wait(timeout=120) in (1, 75), said(runs.folder)
+    say("a paused controller woke up late, and ended: " + said(runs.folder).splitlines()[-1])

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-slow timm check fmt docs images cluster-up cluster-down constraints clean
+.PHONY: install demo test test-slow timm test-cluster test-chaos check fmt docs images cluster-up cluster-down constraints clean
 
 demo: install  ## four iterations on the embedded default, then the report
 	$(BIN)/python -m controller run --iterations 4
@@ -44,10 +44,20 @@ constraints:  ## newest versions into constraints.txt; run `make test` before yo
 	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --universal --python-version 3.11 \
 	  --no-header --no-annotate --no-emit-index-url --upgrade --output-file constraints.txt
 
+# On KUBECONFIG's cluster where that is set; else on one of its own, which needs root and Go and is gone afterwards.
+CLUSTER_TEST = test -n "$$KUBECONFIG" || $(PYTHON) k8s/dev/cluster.py setup; \
+	$(BIN)/python -m pytest -x -v -s --durations=0 --timeout 2400
+
+test-cluster: install  ## the demo on a real Kubernetes, with our images: rows and choices equal the local run's
+	set -e; export RLAIFV_TEST_CLUSTER=1; $(CLUSTER_TEST) tests/cluster
+
+test-chaos: install  ## the same with pods and controllers killed, evictions, quotas, too little memory and time
+	set -e; export RLAIFV_TEST_CLUSTER=chaos; $(CLUSTER_TEST) tests/cluster/test_chaos.py
+
 images:  ## core, eval and gpu, with docker, podman or buildah; flags: make images FLAGS="--tag dev"
 	$(PYTHON) images/build.py $(FLAGS)
 
-cluster-up:  ## a real Kubernetes on this machine, without Docker (root, Linux, Go)
+cluster-up:  ## a real Kubernetes on this machine: kind, or without Docker (root, Linux, Go)
 	$(PYTHON) k8s/dev/cluster.py up
 
 cluster-down:

@@ -318,6 +318,12 @@ def main() -> int:
         "status": lambda: status(),
         "down": lambda: down(),
     }
+    if machine.kind_answers():
+        commands |= {
+            "up": lambda: machine.kind_up(),
+            "load": lambda: machine.kind_load(flags.what),
+            "down": lambda: machine.kind_down(),
+        }
     parser.add_argument("command", choices=list(commands))
     parser.add_argument("what", nargs="?", help="load: an image in podman's storage")
     parser.add_argument("--owner", type=int, help="up: end the cluster when this process ends")

@@ -40,6 +40,7 @@ PROGRAMS = {
 }
 """What is needed besides Go, and Debian's package that has it."""
 TRIES = 4
+KIND = "rlaifv-dev"
 
 
 class ClusterError(RuntimeError):
@@ -97,6 +98,32 @@ def install_packages() -> None:
                 raise
             say(f"once more, after: {str(error)[-300:]}")
             time.sleep(10 * attempt)
+
+
+# --- kind, where it is ------------------------------------------------------------------------
+
+
+def kind_answers() -> bool:
+    """Whether kind and an engine for it are here; then everything is its business."""
+    if not (shutil.which("kind") and shutil.which("docker")):
+        return False
+    return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
+
+
+def kind_up() -> None:
+    kubeconfig = f"{CACHE}/kind.kubeconfig"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    if KIND not in call("kind", "get", "clusters", check=False).split():
+        call("kind", "create", "cluster", "--name", KIND, "--kubeconfig", kubeconfig)
+    say(f"is up: export KUBECONFIG={kubeconfig}")
+
+
+def kind_load(image: str) -> None:
+    call("kind", "load", "docker-image", "--name", KIND, image)
+
+
+def kind_down() -> None:
+    call("kind", "delete", "cluster", "--name", KIND)
 
 
 # --- processes -------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from controller.executors.launchers import _die_with_parent
+from rlaifv.store import Store, open_store
 from tests.s3servers import versitygw_program
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +29,12 @@ KEYS = {"ROOT_ACCESS_KEY": "rlaifv", "ROOT_SECRET_KEY": "planted-for-tests"}
 PORT = 7070
 KINDS = ("core", "eval", "gpu")
 SETTINGS: dict[str, Any] = {"namespace": "rlaifv", "defaults": {"cpu": "400m", "memory": "2Gi"}}
-if not os.environ.get("RLAIFV_TEST_CLUSTER"):
+WANTED = os.environ.get("RLAIFV_TEST_CLUSTER")
+"""`1`: make test-cluster; `chaos`: make test-chaos."""
+if not WANTED:
     collect_ignore_glob = ["test_*.py"]
+elif WANTED != "chaos":
+    collect_ignore = ["test_chaos.py"]
 
 
 class Cluster(NamedTuple):
@@ -177,3 +182,15 @@ def bucket(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     )
     assert "runs" in [one["Name"] for one in client.list_buckets()["Buckets"]]
     return "s3://runs"
+
+
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The same run as local processes, one thread each."""
+    from tests.cluster.kit import SMALL, controller
+
+    root = tmp_path_factory.mktemp("local")
+    say("the same run as local processes")
+    (root / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    controller(root, "run", "--iterations", "4", "--root", str(root), "--config", "small.yaml")
+    return open_store(str(root / "demo"))

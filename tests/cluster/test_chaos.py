@@ -1,6 +1,5 @@
 """One run through everything that can go wrong: `make test-chaos`; the rows are the calm run's."""
 
-import os
 import signal
 import subprocess
 import time
@@ -14,7 +13,7 @@ import yaml
 from controller.k8s_client import Api, connect_cluster
 from rlaifv.store import open_store
 from tests.cluster.conftest import ROOT, Cluster, say
-from tests.cluster.test_demo import (
+from tests.cluster.kit import (
     SMALL,
     choices,
     controller,
@@ -29,8 +28,6 @@ STAGES = {
 }  # fmt: skip
 ITERATIONS = 2
 """A stage of a second may be missed once."""
-if os.environ.get("RLAIFV_TEST_CLUSTER") != "chaos":
-    pytest.skip("make test-chaos", allow_module_level=True)
 
 
 class Runs:

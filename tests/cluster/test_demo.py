@@ -2,36 +2,37 @@
 
 import datetime
 import itertools
-import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import pytest
 import yaml
 
 from rlaifv.config import RunConfig
-from rlaifv.pipeline import CONFIG, choice_key, manifest_key
-from rlaifv.records import Choice
+from rlaifv.pipeline import CONFIG, manifest_key
 from rlaifv.store import Manifest, Store, open_store
 from tests.cluster.conftest import ROOT, Cluster, say
+from tests.cluster.kit import (
+    SMALL,
+    choices,
+    controller,
+    place_of,
+    rows,
+    said,
+    start_controller,
+    until,
+)
 
-SMALL: dict[str, Any] = {
-    "prepare": {"instructions_per_iteration": 96},
-    "shards": {"instructions": 2, "reflogp": 1},
+PRODUCER = {
+    "sample": "prepare",
+    "claim": "sample",
+    "verify": "claim",
+    "pair": "verify",
+    "reflogp": "pair",
+    "train": "reflogp",
 }
-"""The demo with fewer scenes an iteration: what is compared is that rows and choices are the same."""
-PRODUCERS = {
-    "sample": ("prepare",),
-    "claim": ("sample",),
-    "verify": ("claim",),
-    "pair": ("verify",),
-}
-PRODUCERS |= {"reflogp": ("pair",), "train": ("reflogp",)}
 """Stages that start when one other stage is complete."""
 
 
@@ -52,78 +53,6 @@ def controller_job(cluster: Cluster, *, seconds: float) -> dict[str, Any]:
 
 def controller_log(cluster: Cluster, *, check: bool = True) -> str:
     return cluster.kubectl("-n", "rlaifv", "logs", "job/rlaifv-controller", check=check)
-
-
-def rows(run: Store, iterations: int) -> dict[str, str]:
-    """Digest of the rows of every part of a run."""
-    keys = [item.key for item in run.objects("") if item.key.endswith("manifest.json")]
-    assert keys
-    return {
-        part.key: part.rows_sha256
-        for key in keys
-        if int(key.split("/")[0].removeprefix("iteration-")) < iterations
-        for part in run.read_json(key, Manifest).parts
-    }
-
-
-def choices(run: Store, iterations: int) -> list[Choice]:
-    return [run.read_json(choice_key(iteration), Choice) for iteration in range(iterations)]
-
-
-def start_controller(
-    cluster: Cluster,
-    folder: Path,
-    root: str,
-    config: dict[str, Any],
-    *,
-    iterations: int = 1,
-    settings: dict[str, Any] | None = None,
-) -> subprocess.Popen[bytes]:
-    """A controller outside the cluster; what it says goes to a file."""
-    (folder / "cluster.yaml").write_text(yaml.safe_dump(settings or cluster.settings()))
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "controller", "run", "--iterations", str(iterations)]
-    command += ["--executor", "kubernetes", "--cluster", "cluster.yaml"]
-    command += ["--config", "config.yaml", "--root", root]
-    with (folder / "said").open("ab") as log:
-        return subprocess.Popen(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
-        )
-
-
-def said(folder: Path) -> str:
-    return (folder / "said").read_text()[-5000:]
-
-
-def controller(folder: Path, *words: str) -> str:
-    """What a command of the command line says."""
-    command = [sys.executable, "-m", "controller", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def until(true: Callable[[], Any], seconds: float, cluster: Cluster) -> Any:
-    """What `true` says once it is; fails with the state of the cluster after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := true():
-            return found
-        time.sleep(0.5)
-    pytest.fail(cluster.kubectl("-n", "rlaifv", "get", "pods,jobs,events"))
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The same run as local processes, one thread each."""
-    root = tmp_path_factory.mktemp("local")
-    say("the same run as local processes")
-    (root / "small.yaml").write_text(yaml.safe_dump(SMALL))
-    controller(root, "run", "--iterations", "4", "--root", str(root), "--config", "small.yaml")
-    return open_store(str(root / "demo"))
 
 
 def test_without_a_bucket_the_controller_names_the_key(cluster: Cluster) -> None:
@@ -218,18 +147,21 @@ def report_times(
         means = [mean(seconds), mean(inside[stage]), mean(own[stage])]
         sys.stderr.write(f"| {stage} | {len(inside[stage])} | ")
         sys.stderr.write(" | ".join(f"{one:.1f}" for one in means) + " |\n")
+    early = [
+        ended[job_place[0], "train"] - seconds_of(job["metadata"]["creationTimestamp"])
+        for job in jobs
+        if (job_place := place_of(job))[1] == "respond"
+        and "-respond-0-" not in job["metadata"]["name"]
+    ]
+    earlier = [f"{one:.0f}" for one in early if one > 0]
+    say(f"checkpoints answered before train ended, so many seconds earlier: {' '.join(earlier)}")
     gaps = [
-        begun - max(ended[iteration, producer] for producer in PRODUCERS[stage])
+        begun - ended[iteration, PRODUCER[stage]]
         for (iteration, stage), begun in created.items()
-        if stage in PRODUCERS
+        if stage in PRODUCER
     ]
     say(f"controller: a stage's Job is made {mean(gaps):.1f} s after its input's last pod ended")
     assert mean(gaps) < 2, gaps
-
-
-def place_of(thing: dict[str, Any]) -> tuple[str, str]:
-    labels = thing["metadata"]["labels"]
-    return labels["rlaifv/iteration"], labels["rlaifv/stage"]
 
 
 def seconds_of(stamp: str) -> float:

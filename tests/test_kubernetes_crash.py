@@ -129,7 +129,7 @@ def test_a_controller_may_die_at_every_call(
     tmp_path: Path, expected: tuple[object, Choice]
 ) -> None:
     total = drive_and_die(World(tmp_path / "counted"), None)
-    assert total > 300
+    assert total > 200
     for limit in range(total):
         world = World(tmp_path / str(limit))
         assert drive_and_die(world, limit) == limit

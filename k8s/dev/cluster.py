@@ -121,7 +121,7 @@ def start_control_plane(folder: Path) -> None:
     wait_for(
         "the API server",
         lambda: kubectl("get", "--raw", "/readyz", check=False) == "ok",
-        seconds=60,
+        seconds=180,
     )
     start("controller-manager", f"{folder}/kube-controller-manager",
           f"--kubeconfig={STATE}/controller-manager.kubeconfig", "--use-service-account-credentials",
@@ -177,7 +177,7 @@ def start_node(folder: Path) -> None:
     start("proxy", f"{folder}/kube-proxy", f"--config={STATE}/proxy.json")
     ready = "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
     wait_for(
-        "the node", lambda: kubectl("get", "nodes", "-o", ready, check=False) == "True", seconds=60
+        "the node", lambda: kubectl("get", "nodes", "-o", ready, check=False) == "True", seconds=180
     )
 
 
@@ -246,7 +246,9 @@ def up(owner: int | None = None) -> None:
     start_dns(folder)
     ready = "jsonpath={.metadata.name}"
     account = ("get", "serviceaccount", "default", "-o", ready)
-    wait_for("the default account", lambda: kubectl(*account, check=False) == "default", seconds=30)
+    wait_for(
+        "the default account", lambda: kubectl(*account, check=False) == "default", seconds=180
+    )
     say(f"up in {time.monotonic() - started:.1f} s: export KUBECONFIG={STATE}/admin.kubeconfig")
 
 

@@ -224,7 +224,7 @@ state = "{STATE}/containerd/state"
     conf_dir = "{STATE}/cni"
 """)  # fmt: skip
     start("containerd", "containerd", "--config", f"{STATE}/containerd/config.toml")
-    wait_for("containerd", lambda: bool(call(*ctr("version"), check=False)), seconds=20)
+    wait_for("containerd", lambda: bool(call(*ctr("version"), check=False)), seconds=120)
     if "localhost/pause:dev" not in call(*ctr("images", "list", "-q")):
         load_pause_image()
 

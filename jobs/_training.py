@@ -62,13 +62,15 @@ class _StoreSink:
     """A `training.Sink`: trees are filled at once and stored by a thread while training goes on.
 
     One tree at a time, in order (a state never comes before its checkpoint), and at most one more
-    waits: then training does. What goes wrong is raised by the next call, or at the end.
+    waits: then training does. A state is left out while the one before is still being stored. What
+    goes wrong is raised by the next call, or at the end.
     """
 
     def __init__(self, run: Store, iteration: int, *, curves: Path) -> None:
         self._run, self._iteration, self._curves = run, iteration, curves
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="upload")
         self._uploads: deque[Future[None]] = deque()
+        self._state: Future[None] | None = None
 
     def __enter__(self) -> "_StoreSink":
         return self
@@ -88,6 +90,10 @@ class _StoreSink:
         self._upload(key, save)
         log.info("checkpoint step=%d loss=%.4f tree=%s", made.step, made.train_loss, key)
 
+    def wants_state(self) -> bool:
+        """Not while the one before is still on its way."""
+        return self._state is None or self._state.done()
+
     def state(self, step: int, save: Callable[[Path], None]) -> None:
         """Stores the new state, then removes the older ones."""
         key = train_state_key(self._iteration, step)
@@ -98,11 +104,11 @@ class _StoreSink:
                     self._run.delete(tree)
             self._store_curves()
 
-        self._upload(key, save, then=remove_older)
+        self._state = self._upload(key, save, then=remove_older)
 
     def _upload(
         self, key: str, save: Callable[[Path], None], *, then: Callable[[], None] | None = None
-    ) -> None:
+    ) -> Future[None]:
         self._wait(pending=1)
         with ExitStack() as stack:
             folder = stack.enter_context(self._run.new_tree(key))
@@ -114,7 +120,9 @@ class _StoreSink:
             if then is not None:
                 then()
 
-        self._uploads.append(self._uploader.submit(store))
+        upload = self._uploader.submit(store)
+        self._uploads.append(upload)
+        return upload
 
     def _wait(self, *, pending: int) -> None:
         while len(self._uploads) > pending:

@@ -21,6 +21,7 @@ from rlaifv.records import ReferenceLogps
 from rlaifv.training import TrainRequest, train
 from rlaifv.training.curves import TAGS
 from rlaifv.training.schedule import make_plan
+from tests.tiny import make_original_llava, make_tiny_llava
 from tests.training_support import (
     LORA,
     NUM_STEPS,
@@ -173,6 +174,21 @@ def test_checkpoint_is_a_complete_folder_that_loads(
     assert not report["unexpected_keys"]
     processor = AutoProcessor.from_pretrained(tree)
     assert processor.chat_template == AutoProcessor.from_pretrained(base).chat_template
+
+
+def test_checkpoint_of_a_policy_in_llavas_own_layout_has_a_processor_that_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    original = make_original_llava(tmp_path / "original", make_tiny_llava(tmp_path / "plain"))
+    policy = ModelSpec(path=str(original), dtype="float32")
+    reflogps = reference_logps(policy, [make_pair(index) for index in range(10)])
+    train(make_request(policy, reflogps)._replace(steps=(1,)), Folders(tmp_path))
+    tree = tmp_path / "checkpoint-1"
+    spec, pairs = ModelSpec(path=str(tree), dtype="float32"), [make_pair(0), make_pair(3)]
+    assert AutoProcessor.from_pretrained(tree, backend="pil").image_processor.do_pad
+    scores = reference_logps(spec, pairs)
+    (tree / "processor_config.json").unlink()
+    assert reference_logps(spec, pairs) == scores
 
 
 def test_micro_batches_change_no_result_beyond_noise(

@@ -42,6 +42,9 @@ class Folders:
         self._fill(f"checkpoint-{made.step}", save)
         self._reached("checkpoint", made.step)
 
+    def wants_state(self) -> bool:
+        return True
+
     def state(self, step: int, save: Callable[[Path], None]) -> None:
         self._fill(f"state-{step}", save)
         self._reached("state", step)

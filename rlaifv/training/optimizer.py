@@ -72,9 +72,10 @@ def check_tensors(
             f"{source}: {len(differing)} tensors are missing or unexpected, first {differing[0]}"
         )
     for key, tensor in expected.items():
-        if tensors[key].shape != tensor.shape or tensors[key].dtype != torch.float32:
+        found = tensors[key]
+        if found.shape != tensor.shape or found.dtype != torch.float32:
             raise ArtifactError(
-                f"{source}: {key} is {tensors[key].dtype} {list(tensors[key].shape)}, "
+                f"{source}: {key} is {found.dtype} {list(found.shape)}, "
                 f"float32 {list(tensor.shape)} was expected"
             )
 
@@ -151,7 +152,9 @@ class MasterAdamW:
         for name, master in self._masters.items():
             with torch.no_grad():
                 master.copy_(tensors[f"weights/{name}"])
-            moments = {kind: tensors[f"{kind}/{name}"].to(master.device) for kind in MOMENTS}
+            moments = {
+                kind: tensors[f"{kind}/{name}"].to(master.device, copy=True) for kind in MOMENTS
+            }
             count = torch.tensor(float(step), device=master.device)
             self._adamw.state[master] = {"step": count, **moments}
         self._publish()

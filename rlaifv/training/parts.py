@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import LlavaConfig, PreTrainedModel
+
+from rlaifv.models.original import has_original_processor, make_processor
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 
@@ -66,10 +68,12 @@ def save_full(
     """A folder for `from_pretrained`, vLLM and others: weights (or `weights`) and config of `module`.
 
     Tokenizer, processor, chat template and whatever else is not weights are copied from the folder
-    `like`, byte for byte.
+    `like`, byte for byte. LLaVA's original layout has no processor: then ours is written.
     """
     module.save_pretrained(str(folder), state_dict=None if weights is None else dict(weights))
     for source in sorted(like.iterdir()):
         target = folder / source.name
         if source.is_file() and not source.name.endswith(WEIGHTS) and not target.exists():
             shutil.copyfile(source, target)
+    if isinstance(module.config, LlavaConfig) and has_original_processor(folder):
+        make_processor(folder, module.config).save_pretrained(str(folder))

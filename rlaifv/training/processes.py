@@ -43,6 +43,13 @@ class Processes:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
 
+    def as_main_says(self, answer: bool) -> bool:
+        """The main process's answer, on every process."""
+        device = "cuda" if self._backend == "nccl" else "cpu"
+        said = torch.tensor(float(answer and self.is_main), device=device)
+        self.add_up([said])
+        return bool(said)
+
     def gather(self, values_PM: Tensor) -> Tensor:
         """Every process's rows, rank by rank; equally many from each."""
         if self.rank.num_processes == 1:

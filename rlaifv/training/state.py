@@ -1,12 +1,13 @@
 """The resumable state of a training run: a folder that is read back exactly or refused."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rlaifv.errors import ArtifactError
@@ -43,7 +44,26 @@ class State(NamedTuple):
     """A run after `facts.step` optimiser steps."""
 
     facts: Facts
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+
+
+class _Stored(Mapping[str, Tensor]):
+    """Tensors of a file, each read when it is asked for: every process of a gang reads all of them,
+    81 GB for a policy of 7B."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = cast(Any, safe_open(path, framework="pt"))
+        self._names = tuple(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def digest_rows(
@@ -79,4 +99,4 @@ def load_state(folder: Path, *, identity: Mapping[str, str]) -> State:
             )
     if not (folder / TENSORS).exists():
         raise ArtifactError(f"{folder}: not a training state: {TENSORS} is missing")
-    return State(facts, load_file(folder / TENSORS))
+    return State(facts, _Stored(folder / TENSORS))

@@ -67,6 +67,14 @@ class Sink(Protocol):
         """A candidate: a full tree, or an adapter. Offered again after a resume: same bytes."""
         ...
 
+    def wants_state(self) -> bool:
+        """Whether `state` is to be called now; asked after each checkpoint, on the main process.
+
+        A state is many times as large as a checkpoint: one that would make training wait for its
+        storage can be left out.
+        """
+        ...
+
     def state(self, step: int, save: Callable[[Path], None]) -> None:
         """The resumable state after `step`; always later than the checkpoint of that step."""
         ...
@@ -176,6 +184,7 @@ class _Training:
         """One optimiser step on a global batch."""
         request, processes = self._request, self._processes
         rank, size = processes.rank, request.config.micro_batch_size
+        batch = sorted(batch, key=self._answer_tokens, reverse=True)  # passes of like rows
         micros = micro_batches(batch, rank, size=size)
         rows = [self._micro_batch(micro, len(batch)) for micro in micros]
         gathered_PM = processes.gather(_padded(torch.cat(rows), len(batch))).cpu()
@@ -192,6 +201,10 @@ class _Training:
         means_M = counted_PM[:, 1:].double().mean(0).tolist()
         self._losses.append(means_M[0])
         return StepMetrics._make((self._step, *means_M, rate, norm))
+
+    def _answer_tokens(self, pair_id: str) -> int:
+        row = self._request.reflogps[pair_id]
+        return len(row.chosen_token_nats) + len(row.rejected_token_nats)
 
     def _micro_batch(self, micro: MicroBatch, batch_size: int) -> Tensor:
         """Adds the gradients of some pairs. [P, M]: 1 if counted, then StepMetrics' means."""
@@ -222,7 +235,8 @@ class _Training:
         is_main, weights = self._processes.is_main, self._updates.weights()
         if is_main:
             self._sink.checkpoint(made, lambda folder: self._policy.save(folder, weights))
-        if self._step < self._request.steps[-1]:
+        more = self._step < self._request.steps[-1]
+        if more and self._processes.as_main_says(is_main and self._sink.wants_state()):
             tensors = self._updates.state()
             facts = Facts(
                 step=self._step, checkpoints=tuple(self._checkpoints), identity=self._identity

@@ -6,60 +6,18 @@ import pytest
 import torch
 from transformers import (
     AutoProcessor,
-    CLIPVisionConfig,
     LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    LlavaNextProcessor,
-)
-from transformers.models.llava_next.image_processing_pil_llava_next import (
-    LlavaNextImageProcessorPil,
 )
 
 from rlaifv.config import ModelSpec
 from rlaifv.errors import ConfigError
 from rlaifv.models import generic, load_local, load_trainable
-from rlaifv.models.base import Decoding, ImageQuestions
+from rlaifv.models.base import Decoding, ImageQuestions, Prompt
 from rlaifv.models.check import CHECKS, check
 from rlaifv.models.generic import GenericModel
-from rlaifv.models.random_weights import CHAT_TEMPLATE, Shape, make_tokenizer, text_config
 from tests.models_kit import EOS_IDS, IMAGES, QUESTIONS, make_prompts, make_rows, spec, with_eos
 from tests.tiny import make_tiny_llava
-
-
-def make_tiny_llava_next(folder: Path) -> Path:
-    """A random LLaVA-NeXT: several tiles per image, so that token counts depend on the image."""
-    tokenizer, pinpoints = make_tokenizer(), [[28, 56], [56, 28], [56, 56]]
-    config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=28,
-            patch_size=14,
-        ),
-        text_config=text_config(tokenizer, Shape()),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_grid_pinpoints=pinpoints,
-        vision_feature_layer=-2,
-    )
-    torch.manual_seed(0)
-    LlavaNextForConditionalGeneration(config).save_pretrained(folder)
-    LlavaNextProcessor(
-        LlavaNextImageProcessorPil(
-            size={"shortest_edge": 28},
-            crop_size={"height": 28, "width": 28},
-            image_grid_pinpoints=pinpoints,
-        ),
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",  # noqa: S106 - no password
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
-    return folder
+from tests.tiny_families import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +58,31 @@ def test_it_gives_what_the_engine_gives(
         assert model.answer(prompts, decoding=decoding) == engine.answer(prompts, decoding=decoding)
 
 
-def test_llava_next_conforms(tmp_path: Path) -> None:
-    made = make_tiny_llava_next(tmp_path / "next")
-    loaded = load_local(ModelSpec(path=str(made), dtype="float32"))
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    name: str = request.param
+    return FAMILIES[name](tmp_path_factory.mktemp("families") / name)
+
+
+@pytest.mark.slow
+def test_other_families_conform(family: Path) -> None:
+    loaded = load_local(ModelSpec(path=str(family), dtype="float32"))
     assert isinstance(loaded, GenericModel)
     findings = check(loaded, tolerance=1e-4)
     assert [finding.problem for finding in findings] == [""] * len(CHECKS)
-    with pytest.raises(ConfigError, match="'llava_next' can answer and label, not train"):
-        load_trainable(ModelSpec(path=str(made), dtype="float32"))
+    with pytest.raises(ConfigError, match=f"{family.name!r} can answer and label, not train"):
+        load_trainable(ModelSpec(path=str(family), dtype="float32"))
+
+
+def test_other_families_answer_as_transformers_generates_and_share_what_can_be(
+    family: Path,
+) -> None:
+    model = load_local(ModelSpec(path=str(family), dtype="float32"))
+    assert isinstance(model, GenericModel)
+    inputs = model._inputs(IMAGES[0], "What is it?", 0)
+    ids = model.module.generate(**inputs, max_new_tokens=6, do_sample=False)
+    expected = ids[0, inputs["input_ids"].shape[1] :].tolist()
+    ((answer,),) = model.answer([Prompt(IMAGES[0], "What is it?")], decoding=Decoding(6))
+    assert answer == model._prompter.generation(expected, model._eos_ids)
+    recurrent = family.name.startswith("minicpmv4")  # its cache cannot be continued twice
+    assert generic._can_be_copied(model._run(inputs).cache) is not recurrent

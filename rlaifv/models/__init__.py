@@ -7,10 +7,8 @@ The only place that looks at the family of a checkpoint. A new family is a `Visi
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
     LlavaForConditionalGeneration,
-    ProcessorMixin,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -27,6 +25,7 @@ from rlaifv.models.generic import GenericModel
 from rlaifv.models.llava import Llava
 from rlaifv.models.omnilmm import OmniLMM, OmniLMMForCausalLM, make_prompter
 from rlaifv.models.original import has_original_processor, make_processor
+from rlaifv.models.processors import load_processor
 from rlaifv.models.prompting import Prompter
 from rlaifv.models.shared_prefix import SharedPrefixModel
 from rlaifv.models.text import ChatModel
@@ -53,18 +52,11 @@ def load_local(spec: ModelSpec) -> TrainableModel | GenericModel:
         checkpoint, AutoModelForImageTextToText, dtype=spec.dtype, attention="sdpa"
     )
     source = str(checkpoint.folder)
-    processor = _processor(source)
+    processor = load_processor(source)
     eos_ids = end_tokens(module, processor.tokenizer)
     return GenericModel(
         module, processor, batch_size=spec.batch_size, eos_ids=eos_ids, source=source
     )
-
-
-def _processor(source: str) -> ProcessorMixin:
-    try:
-        return AutoProcessor.from_pretrained(source, local_files_only=True, backend="pil")
-    except (OSError, ValueError, ImportError) as error:
-        raise ArtifactError(f"{source}: the processor cannot be loaded: {error}") from error
 
 
 def load_trainable(spec: ModelSpec) -> TrainableModel:
@@ -93,7 +85,7 @@ def _load_llava(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
     if has_original_processor(checkpoint.folder):
         processor = make_processor(checkpoint.folder, module.config)
     else:
-        processor = _processor(source)
+        processor = load_processor(source)
     return SharedPrefixModel(
         Llava(module),
         Prompter(processor, source=source, prompt=spec.prompt),

@@ -147,12 +147,10 @@ class GenericModel:
         return _Run(logits_LV, output.past_key_values)
 
     def _more(self, tokens: Sequence[int], cache: Any) -> _Run:
-        """Runs tokens after what `cache` holds, which it extends."""
-        ids = torch.tensor([list(tokens)], device=self.module.device)
-        mask = torch.ones(
-            1, cache.get_seq_length() + len(tokens), dtype=torch.long, device=ids.device
+        """Runs tokens after what `cache` holds, which it extends; their positions follow from it."""
+        return self._run(
+            {"input_ids": torch.tensor([list(tokens)], device=self.module.device)}, cache
         )
-        return self._run({"input_ids": ids, "attention_mask": mask}, cache)
 
     def _prefix(self, inputs: dict[str, Tensor], length: int) -> Callable[[list[int]], Tensor]:
         """Runs the first `length` tokens; gives logits from the last of them on, after more tokens.

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tqdm import tqdm
 
@@ -65,6 +65,8 @@ class Job:
         """What the provenance records besides: batch sizes, models, prompts."""
         self.inputs: dict[str, str] = {}
         self.quarantined: list[Quarantined] = []
+        self.group: list[Any] = []
+        """The rows that are worked on; a model counts its rows from the first of them."""
 
     def parts(self, artifact: str) -> list[str]:
         """Keys of all parts of an input artifact, in shard order, whether they exist or not."""
@@ -145,6 +147,7 @@ class Job:
         done = 0
         with tqdm(total=total, desc=self.stage.name, unit="row", disable=None, leave=False) as bar:
             for group in groups:
+                self.group = group
                 yield group
                 done += len(group)
                 bar.update(len(group))
@@ -193,7 +196,13 @@ def run_stage(job: Job, stage: Stage) -> bool:
         )
 
     def rows() -> Iterator[Record]:
-        yield from stage(job)
+        try:
+            yield from stage(job)
+        except ArtifactError as error:
+            if not job.group:
+                raise
+            ids = f"{_id_of(job.group[0])} to {_id_of(job.group[-1])}"
+            raise ArtifactError(f"{error} (in the group {ids}, counted from 0)") from error
         if job.quarantined:  # before the part, so that a complete part implies its quarantine
             key = quarantine_key(job.iteration, job.stage.name, job.shard)
             job.run.write_part(key, job.quarantined, record=Quarantined, origin=origin)
@@ -214,6 +223,14 @@ def run_stage(job: Job, stage: Stage) -> bool:
         time.monotonic() - started,
     )
     return won
+
+
+def _id_of(row: Any) -> str:
+    """Of an instruction, a pair, a benchmark's question, or a row of the source."""
+    if isinstance(row, tuple):
+        row = row[-1]
+    names = ("instruction_id", "pair_id", "question_id")
+    return next((str(getattr(row, name)) for name in names if hasattr(row, name)), str(row))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -148,7 +148,8 @@ def main() -> Request | None:
     replies = os.dup(1)
     os.dup2(2, 1)  # what an import prints must not look like a reply
     for name in WARM:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # the stage that needs it will say so
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page it looks at
     return _Server(replies).serve()

@@ -1,4 +1,7 @@
-"""Speaks the fork server's protocol without forking: `exit CODE`, `stay` until killed, `die`."""
+"""Speaks the fork server's protocol without forking: `exit CODE`, `stay` until killed, `die`.
+
+With RLAIFV_FAKE=dead it ends at once; with RLAIFV_FAKE=deadly its children are killed at once.
+"""
 
 import json
 import os
@@ -9,8 +12,15 @@ def say(**message: int) -> None:
     print(json.dumps(message), flush=True)
 
 
+mode = os.environ.get("RLAIFV_FAKE")
+if mode == "dead":
+    sys.exit("no module named torch")
 for line in sys.stdin:
     request = json.loads(line)
+    if mode == "deadly":
+        say(id=request["id"], pid=1)
+        say(id=request["id"], exit=-9)
+        continue
     if "kill" in request:
         say(id=request["id"], exit=-request["kill"])
         continue

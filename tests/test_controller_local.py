@@ -115,6 +115,21 @@ def test_forks_of_a_server_that_dies_are_reported_and_the_next_start_brings_up_a
     assert ended.empty()
 
 
+@pytest.mark.parametrize("mode", ["dead", "deadly"])
+def test_where_forks_do_not_live_fresh_interpreters_take_over(tmp_path: Path, mode: str) -> None:
+    def launch(ended: "queue.Queue[Ended]") -> ForkServer:
+        environment = dict(os.environ) | {"RLAIFV_FAKE": mode}
+        log = tmp_path / "server.log"
+        return ForkServer(environment, ended, log=log, module="tests.fake_forkserver")
+
+    executor = LocalExecutor(LocalSettings(tmp_path, workers=2), launch=launch)
+    shards = [ShardId(0, "sample", 0), ShardId(0, "sample", 1)]
+    executor.submit(spec(tmp_path, "succeed", "succeed", shards=2))
+    wait_until(executor, lambda: all(executor.states()[one].exit_code == 0 for one in shards))
+    assert [executor.states()[one].attempts for one in shards] == [1, 1]
+    executor.close()
+
+
 def test_a_cluster_cannot_run_what_only_this_machine_can_reach(tmp_path: Path) -> None:
     place = run_place(str(tmp_path), "demo")
     with pytest.raises(ConfigError, match="key ROOT of ConfigMap rlaifv-run"):

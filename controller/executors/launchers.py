@@ -7,6 +7,7 @@ one place. No stage outlives the controller: two controllers' stages must not ov
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import queue
 import signal
@@ -17,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
+logger = logging.getLogger(__name__)
+
 PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
@@ -25,12 +28,16 @@ class Ended(NamedTuple):
     """A started process has ended."""
 
     ticket: int
-    exit_code: int
-    """Minus the signal's number when a signal ended it."""
+    exit_code: int | None
+    """Minus the signal's number when a signal ended it. None: it never ran; start it again."""
 
 
 class Launcher(Protocol):
-    """Starts processes; tickets are the caller's and never used twice."""
+    """Starts processes; tickets are the caller's, and used again only after a None.
+
+    To be called from one thread that lasts: the kernel takes a process's parent for dead when the
+    thread that forked it ends.
+    """
 
     def start(self, ticket: int, argv: Sequence[str], log: Path) -> None: ...
     def kill(self, ticket: int, number: int) -> None: ...
@@ -39,11 +46,12 @@ class Launcher(Protocol):
 
 def _die_with_parent() -> None:
     """Runs in a new process: the kernel kills it when the controller dies, however that happens."""
-    if _LIBC is not None:
-        _LIBC.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if _PRCTL is not None:
+        _PRCTL(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
 
 
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+"""Looked up before any fork: another thread may hold the loader's lock during one."""
 
 
 class Processes:
@@ -72,8 +80,9 @@ class Processes:
         self._ended.put(Ended(ticket, process.wait()))
 
     def kill(self, ticket: int, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._running[ticket].pid, number)
+        if ticket in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._running[ticket].pid, number)
 
     def close(self) -> None:
         for process in self._running.values():
@@ -86,7 +95,9 @@ class ForkServer:
     """Forks of one warm `python -m jobs._forkserver`, which spares every shard the imports.
 
     The protocol is one JSON object per line, see `jobs/_forkserver.py`. When the server dies, its
-    children die with it and are reported as killed; the next start brings up a new one.
+    children die with it and are reported as killed; the next start brings up a new one. Where no
+    fork has ended by itself yet (the server cannot import, or this machine kills its children),
+    fresh interpreters take over for good.
     """
 
     def __init__(
@@ -106,8 +117,15 @@ class ForkServer:
         self._active: dict[int, subprocess.Popen[str]] = {}
         """The server of each ticket that has not ended."""
         self._lock = threading.Lock()
+        self._proven = False
+        """A fork has ended by itself."""
+        self._fresh: Processes | None = None
+        """What takes over when forks do not work here."""
 
     def start(self, ticket: int, argv: Sequence[str], log: Path) -> None:
+        if self._fresh is not None:
+            self._fresh.start(ticket, argv, log)
+            return
         with self._lock:  # so that `_listen` of a dying server either sees the ticket or is over
             if self._server is None or self._server.poll() is not None:
                 self._server = self._serve()
@@ -115,9 +133,14 @@ class ForkServer:
         self._say({"id": ticket, "argv": list(argv), "log": str(log.absolute()), "env": {}})
 
     def kill(self, ticket: int, number: int) -> None:
+        self._proven = True  # from here on a signal is ours
+        if self._fresh is not None and ticket not in self._active:
+            self._fresh.kill(ticket, number)
         self._say({"id": ticket, "kill": int(number)})
 
     def close(self) -> None:
+        if self._fresh is not None:
+            self._fresh.close()
         if self._server is None:
             return
         with self._lock:  # end of file: it ends its children, then itself
@@ -172,7 +195,11 @@ class ForkServer:
         with self._lock:
             if self._active.pop(ticket, None) is None:
                 return
-        self._ended.put(Ended(ticket, exit_code))
+            self._proven |= exit_code != -signal.SIGKILL
+            if not self._proven and self._fresh is None:
+                logger.warning("forked stages do not live here (%s); going on without", self._log)
+                self._fresh = Processes(self._environment, self._ended)
+        self._ended.put(Ended(ticket, exit_code if self._proven else None))
 
 
 def _close(stream: IO[str] | None) -> None:

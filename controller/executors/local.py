@@ -157,6 +157,11 @@ class LocalExecutor:
             timeout_s = 0.0
             identity = self._running.pop(ended.ticket)
             shard = self._shards[identity]
+            if ended.exit_code is None:  # another way of starting has taken over
+                self._running[ended.ticket] = identity
+                argv = shard.spec.argv_of(identity.number)
+                self._launcher.start(ended.ticket, argv, self.log_path(identity))
+                continue
             reason = last_words(_tail(self.log_path(identity))) if ended.exit_code else ""
             state = shard.state._replace(phase="ended", exit_code=ended.exit_code, reason=reason)
             self._shards[identity] = shard._replace(state=state)

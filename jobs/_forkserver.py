@@ -145,14 +145,34 @@ def main() -> Request | None:
     """Serves until stdin ends. Returns what to run in a child, None in the server."""
     # pyarrow's allocator would start a thread of its own.
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
+    # Asked whether there is a GPU, torch would otherwise initialise CUDA, which no fork survives.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     replies = os.dup(1)
     os.dup2(2, 1)  # what an import prints must not look like a reply
     for name in WARM:
         with contextlib.suppress(ImportError):  # the stage that needs it will say so
             importlib.import_module(name)
+    if not _forks_can_use_cuda():
+        sys.exit("an import has initialised CUDA: forks cannot use it")
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page it looks at
     return _Server(replies).serve()
+
+
+def _forks_can_use_cuda() -> bool:
+    """Whether a fork of this process could use a GPU, if there is one; one fork tries it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return True
+    pid = os.fork()
+    if pid == 0:
+        try:
+            torch.cuda.init()
+        except RuntimeError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 class _Ending:

@@ -14,7 +14,8 @@ def main(mark: Path, *actions: str) -> int:
     attempts = mark.read_text() if mark.exists() else ""
     mark.write_text(f"{attempts}x")
     action = actions[min(len(attempts), len(actions) - 1)]
-    print(f"attempt {len(attempts)} threads {os.environ['OMP_NUM_THREADS']}", flush=True)
+    threads, gpu = os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES", "any")
+    print(f"attempt {len(attempts)} threads {threads} gpu {gpu}", flush=True)
     if action == "sleep":
         mark.with_suffix(".pid").write_text(str(os.getpid()))
         time.sleep(600)

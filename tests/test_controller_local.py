@@ -70,6 +70,23 @@ def test_no_more_shards_run_at_once_than_there_are_workers(tmp_path: Path) -> No
     executor.cancel()
 
 
+def test_a_stage_has_a_gpu_to_itself_and_others_do_not_wait_for_one(tmp_path: Path) -> None:
+    settings = LocalSettings(tmp_path, workers=9, isolated=True)
+    executor = LocalExecutor(settings, gpus=("0", "GPU-7"))
+    executor.submit(spec(tmp_path, "sleep", stage="sample", shards=3))
+    executor.submit(spec(tmp_path, "sleep", stage="grade", shards=2))
+    executor.wait(0.0)
+    running = [
+        shard.stage for shard, state in executor.states().items() if state.phase == "running"
+    ]
+    assert sorted(running) == ["grade", "grade", "sample", "sample"]
+    logs = [ShardId(0, "sample", number) for number in (0, 1)]
+    wait_until(executor, lambda: all("gpu" in executor.logs(shard) for shard in logs))
+    assert "gpu 0" in executor.logs(logs[0])
+    assert "gpu GPU-7" in executor.logs(logs[1])
+    executor.cancel()
+
+
 def test_cancelling_ends_what_runs(tmp_path: Path) -> None:
     executor = LocalExecutor(LocalSettings(tmp_path, workers=1, isolated=True))
     executor.submit(spec(tmp_path, "sleep"))

@@ -16,12 +16,16 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, NamedTuple, Protocol
 
 logger = logging.getLogger(__name__)
 
 PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
+
+
+NO_CHANGES: Mapping[str, str] = MappingProxyType({})
 
 
 class Ended(NamedTuple):
@@ -39,7 +43,11 @@ class Launcher(Protocol):
     thread that forked it ends.
     """
 
-    def start(self, ticket: int, argv: Sequence[str], log: Path) -> None: ...
+    def start(
+        self, ticket: int, argv: Sequence[str], log: Path, env: Mapping[str, str] = NO_CHANGES
+    ) -> None:
+        """`env` is added to the launcher's environment."""
+
     def kill(self, ticket: int, number: int) -> None: ...
     def close(self) -> None: ...
 
@@ -62,14 +70,16 @@ class Processes:
         self._ended = ended
         self._running: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, ticket: int, argv: Sequence[str], log: Path) -> None:
+    def start(
+        self, ticket: int, argv: Sequence[str], log: Path, env: Mapping[str, str] = NO_CHANGES
+    ) -> None:
         with log.open("ab") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-m", *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env={**self._environment, **env},
                 start_new_session=True,  # Ctrl-C reaches the controller only, which ends them
                 preexec_fn=_die_with_parent,
             )
@@ -96,8 +106,8 @@ class ForkServer:
 
     The protocol is one JSON object per line, see `jobs/_forkserver.py`. When the server dies, its
     children die with it and are reported as killed; the next start brings up a new one. Where no
-    fork has ended by itself yet (the server cannot import, or this machine kills its children),
-    fresh interpreters take over for good.
+    fork has ended by itself yet (the server ended first, or this machine kills its children), fresh
+    interpreters take over for good.
     """
 
     def __init__(
@@ -122,15 +132,17 @@ class ForkServer:
         self._fresh: Processes | None = None
         """What takes over when forks do not work here."""
 
-    def start(self, ticket: int, argv: Sequence[str], log: Path) -> None:
+    def start(
+        self, ticket: int, argv: Sequence[str], log: Path, env: Mapping[str, str] = NO_CHANGES
+    ) -> None:
         if self._fresh is not None:
-            self._fresh.start(ticket, argv, log)
+            self._fresh.start(ticket, argv, log, env)
             return
         with self._lock:  # so that `_listen` of a dying server either sees the ticket or is over
             if self._server is None or self._server.poll() is not None:
                 self._server = self._serve()
             self._active[ticket] = self._server
-        self._say({"id": ticket, "argv": list(argv), "log": str(log.absolute()), "env": {}})
+        self._say({"id": ticket, "argv": list(argv), "log": str(log.absolute()), "env": dict(env)})
 
     def kill(self, ticket: int, number: int) -> None:
         self._proven = True  # from here on a signal is ours

@@ -43,6 +43,14 @@ def default_workers(threads: int) -> int:
     return max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // threads))
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """This machine's CUDA devices, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(name.strip() for name in named.split(",") if name.strip())
+    return tuple(str(n) for n, _ in enumerate(Path("/dev").glob("nvidia[0-9]*")))
+
+
 class _Shard(NamedTuple):
     spec: JobSpec
     state: ShardState
@@ -51,7 +59,10 @@ class _Shard(NamedTuple):
 
 
 class LocalExecutor:
-    """Bounded parallel processes; earlier stages go first."""
+    """Bounded parallel processes; earlier stages go first.
+
+    Where there are GPUs, a stage that uses one has it to itself: two models rarely fit.
+    """
 
     unit: Unit = "shard"
 
@@ -60,8 +71,12 @@ class LocalExecutor:
         settings: LocalSettings,
         *,
         launch: "Callable[[queue.Queue[Ended]], Launcher] | None" = None,
+        gpus: tuple[str, ...] | None = None,
     ) -> None:
-        """`launch` makes another launcher than the one that `settings` ask for."""
+        """`launch` makes another launcher than the one that `settings` ask for.
+
+        `gpus`: names for CUDA_VISIBLE_DEVICES; default: all that this machine has.
+        """
         self._folder = settings.folder
         self._workers = settings.workers or default_workers(settings.threads)
         environment = dict(os.environ) | {
@@ -83,6 +98,9 @@ class LocalExecutor:
         self._waiting: set[ShardId] = set()
         self._running: dict[int, ShardId] = {}
         self._tickets = 0
+        self._gpus = visible_gpus() if gpus is None else gpus
+        self._gpu_of: dict[int, str] = {}
+        """The GPU of each running ticket that has one."""
 
     def submit(self, spec: JobSpec) -> None:
         for index in spec.shards:
@@ -108,7 +126,8 @@ class LocalExecutor:
         for identity in queued:
             if len(self._running) >= self._workers:
                 break
-            if self._shards[identity].not_before <= now:
+            waits_for_gpu = self._needs_gpu(identity) and not self._free_gpus()
+            if self._shards[identity].not_before <= now and not waits_for_gpu:
                 self._start(identity)
         self._collect(timeout_s)
 
@@ -136,6 +155,12 @@ class LocalExecutor:
             self._launcher.kill(ticket, signal.SIGKILL)
         self._launcher.close()
 
+    def _needs_gpu(self, identity: ShardId) -> bool:
+        return bool(self._gpus) and STAGES[identity.stage].runs_on in ("gpu", "gpus")
+
+    def _free_gpus(self) -> list[str]:
+        return [name for name in self._gpus if name not in self._gpu_of.values()]
+
     def _start(self, identity: ShardId) -> None:
         shard = self._shards[identity]
         log = self.log_path(identity)
@@ -145,7 +170,15 @@ class LocalExecutor:
         self._running[self._tickets] = identity
         state = shard.state._replace(phase="running", attempts=shard.state.attempts + 1)
         self._shards[identity] = shard._replace(state=state)
-        self._launcher.start(self._tickets, shard.spec.argv_of(identity.number), log)
+        if self._needs_gpu(identity):
+            self._gpu_of[self._tickets] = self._free_gpus()[0]
+        self._launch(self._tickets, identity)
+
+    def _launch(self, ticket: int, identity: ShardId) -> None:
+        argv = self._shards[identity].spec.argv_of(identity.number)
+        gpu = self._gpu_of.get(ticket)
+        env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        self._launcher.start(ticket, argv, self.log_path(identity), env)
 
     def _collect(self, timeout_s: float) -> None:
         """Notes every ending so far; waits for the first one at most `timeout_s`."""
@@ -159,9 +192,9 @@ class LocalExecutor:
             shard = self._shards[identity]
             if ended.exit_code is None:  # another way of starting has taken over
                 self._running[ended.ticket] = identity
-                argv = shard.spec.argv_of(identity.number)
-                self._launcher.start(ended.ticket, argv, self.log_path(identity))
+                self._launch(ended.ticket, identity)
                 continue
+            self._gpu_of.pop(ended.ticket, None)
             reason = last_words(_tail(self.log_path(identity))) if ended.exit_code else ""
             state = shard.state._replace(phase="ended", exit_code=ended.exit_code, reason=reason)
             self._shards[identity] = shard._replace(state=state)

@@ -193,6 +193,8 @@ class _Ending:
         elif error is not None:
             traceback.print_exception(error)
             code = 1
+        if isinstance(code, str):
+            sys.stderr.write(f"{code}\n")
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

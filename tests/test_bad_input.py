@@ -19,8 +19,8 @@ from PIL import Image
 from rlaifv.claims import split_answer
 from rlaifv.config import ModelSpec, PrepareConfig, RunConfig, ShardsConfig, parse_config
 from rlaifv.errors import ConfigError
-from rlaifv.pipeline import CONFIG, Shard, part_key, quarantine_key
 from rlaifv.images import decode
+from rlaifv.pipeline import CONFIG, Shard, part_key, quarantine_key
 from rlaifv.records import Answer, Claim, Instruction, Quarantined, Verdict
 from rlaifv.store import LocalBackend, Store
 from tests.jobs_support import ROOT, jsonl, make_config, make_run, random_image, run_job

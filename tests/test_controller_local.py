@@ -81,9 +81,9 @@ def test_a_stage_has_a_gpu_to_itself_and_others_do_not_wait_for_one(tmp_path: Pa
     ]
     assert sorted(running) == ["grade", "grade", "sample", "sample"]
     logs = [ShardId(0, "sample", number) for number in (0, 1)]
-    wait_until(executor, lambda: all("gpu" in executor.logs(shard) for shard in logs))
-    assert "gpu 0" in executor.logs(logs[0])
-    assert "gpu GPU-7" in executor.logs(logs[1])
+    wait_until(executor, lambda: all("threads 1 gpu" in executor.logs(one) for one in logs))
+    assert "threads 1 gpu 0" in executor.logs(logs[0])
+    assert "threads 1 gpu GPU-7" in executor.logs(logs[1])
     executor.cancel()
 
 

@@ -6,7 +6,8 @@ stdout come `{"id": 7, "pid": 123}` and, when it has ended, `{"id": 7, "exit": 0
 number when a signal ended it). At the end of stdin all stages are killed and the server exits.
 
 A stage runs as `python -m jobs.sample ...` would: same rows, output in the log, its own group.
-Nothing here starts a thread, and nothing is computed before the fork. Threads of torch are
+Nothing here starts a thread, and nothing is computed before the fork. Where an import has started
+a thread, or there is a GPU, it says so and exits at once. Threads of torch are
 those of the server's environment: `env` comes too late for them.
 """
 
@@ -23,6 +24,7 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -145,34 +147,28 @@ def main() -> Request | None:
     """Serves until stdin ends. Returns what to run in a child, None in the server."""
     # pyarrow's allocator would start a thread of its own.
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
-    # Asked whether there is a GPU, torch would otherwise initialise CUDA, which no fork survives.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     replies = os.dup(1)
     os.dup2(2, 1)  # what an import prints must not look like a reply
     for name in WARM:
         with contextlib.suppress(ImportError):  # the stage that needs it will say so
             importlib.import_module(name)
-    if not _forks_can_use_cuda():
-        sys.exit("an import has initialised CUDA: forks cannot use it")
+    if reason := _unsound():
+        sys.exit(f"no forks here: {reason}")
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page it looks at
     return _Server(replies).serve()
 
 
-def _forks_can_use_cuda() -> bool:
-    """Whether a fork of this process could use a GPU, if there is one; one fork tries it."""
+def _unsound() -> str | None:
+    """Why forks of this process would not work as fresh interpreters do, if so."""
     import torch
 
-    if not torch.cuda.is_available():
-        return True
-    pid = os.fork()
-    if pid == 0:
-        try:
-            torch.cuda.init()
-        except RuntimeError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1] == 0
+    tasks = Path("/proc/self/task")
+    if tasks.exists() and len(list(tasks.iterdir())) > 1:
+        return "an import has started a thread"
+    if torch.cuda.is_available():
+        return "there is a GPU, and an import may have initialised it"
+    return None
 
 
 class _Ending:

@@ -47,6 +47,11 @@ class PairPlan(NamedTuple):
         """By how many words the chosen answer is the shorter one; negative: it is longer."""
         return count_words(self.rejected.text) - count_words(self.chosen.text)
 
+    @property
+    def equal_text(self) -> bool:
+        """Nothing to learn from; shuffled verdicts make such pairs, and training refuses them."""
+        return self.chosen.text.strip() == self.rejected.text.strip()
+
 
 class PairCounts(NamedTuple):
     """Where every answer and every possible pair went."""
@@ -67,7 +72,7 @@ class PairCounts(NamedTuple):
     below_margin: int = 0
     over_limit: int = 0
     equal_text: int = 0
-    """Dropped by the length balance because both texts are the same."""
+    """Dropped, by the length balance or before the limit, because both texts are the same."""
     too_short: int = 0
     """Dropped by the length balance because the chosen answer is much shorter."""
     pairs: int = 0
@@ -109,9 +114,10 @@ def build_pairs(
     scored, counts = _score_answers(image_ids, evidence)
     plans, possible = _possible_pairs(scored, image_ids, config.min_margin)
     counts = counts._replace(possible=possible, below_margin=possible - len(plans))
-    taken = take_pairs(plans, config=config, seed=seed)
-    counts = counts._replace(over_limit=len(plans) - len(taken))
-    balanced = Balanced(taken, None, 0, 0)
+    different = plans if config.balance_length else [one for one in plans if not one.equal_text]
+    taken = take_pairs(different, config=config, seed=seed)
+    counts = counts._replace(over_limit=len(different) - len(taken))
+    balanced = Balanced(taken, None, len(plans) - len(different), 0)
     if config.balance_length:
         balanced = balance_lengths(taken)
     counts = counts._replace(
@@ -177,7 +183,7 @@ def balance_lengths(plans: Sequence[PairPlan]) -> Balanced:
     bias towards short answers. Where the release divides by zero, an r that keeps nothing is no
     choice, and a rejected text without words counts as not longer than its chosen one.
     """
-    different = [plan for plan in plans if plan.chosen.text.strip() != plan.rejected.text.strip()]
+    different = [plan for plan in plans if not plan.equal_text]
     lengths = [(count_words(p.chosen.text), count_words(p.rejected.text)) for p in different]
     shorter_by = [(lost - won) / lost if lost else 0.0 for won, lost in lengths]
     best_ratio, smallest = None, float("inf")

@@ -1,6 +1,6 @@
 """Speaks the fork server's protocol without forking: `exit CODE`, `stay` until killed, `die`.
 
-With RLAIFV_FAKE=dead it ends at once; with RLAIFV_FAKE=deadly its children are killed at once.
+With RLAIFV_FAKE=dead it ends at once; with deadly or crashing its children do.
 """
 
 import json
@@ -17,9 +17,9 @@ if mode == "dead":
     sys.exit("no module named torch")
 for line in sys.stdin:
     request = json.loads(line)
-    if mode == "deadly":
+    if mode in ("deadly", "crashing"):
         say(id=request["id"], pid=1)
-        say(id=request["id"], exit=-9)
+        say(id=request["id"], exit=-9 if mode == "deadly" else -11)
         continue
     if "kill" in request:
         say(id=request["id"], exit=-request["kill"])

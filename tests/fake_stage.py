@@ -14,7 +14,7 @@ def main(mark: Path, *actions: str) -> int:
     attempts = mark.read_text() if mark.exists() else ""
     mark.write_text(f"{attempts}x")
     action = actions[min(len(attempts), len(actions) - 1)]
-    threads, gpu = os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES", "any")
+    threads, gpu = (os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"))
     print(f"attempt {len(attempts)} threads {threads} gpu {gpu}", flush=True)
     if action == "sleep":
         mark.with_suffix(".pid").write_text(str(os.getpid()))

@@ -132,7 +132,7 @@ def test_forks_of_a_server_that_dies_are_reported_and_the_next_start_brings_up_a
     assert ended.empty()
 
 
-@pytest.mark.parametrize("mode", ["dead", "deadly"])
+@pytest.mark.parametrize("mode", ["dead", "deadly", "crashing"])
 def test_where_forks_do_not_live_fresh_interpreters_take_over(tmp_path: Path, mode: str) -> None:
     def launch(ended: "queue.Queue[Ended]") -> ForkServer:
         environment = dict(os.environ) | {"RLAIFV_FAKE": mode}
@@ -141,9 +141,14 @@ def test_where_forks_do_not_live_fresh_interpreters_take_over(tmp_path: Path, mo
 
     executor = LocalExecutor(LocalSettings(tmp_path, workers=2), launch=launch)
     shards = [ShardId(0, "sample", 0), ShardId(0, "sample", 1)]
-    executor.submit(spec(tmp_path, "succeed", "succeed", shards=2))
+    job = spec(tmp_path, "succeed", shards=2)
+    executor.submit(job)
+    wait_until(executor, lambda: all(executor.states()[one].phase == "ended" for one in shards))
+    if mode == "crashing":
+        assert {executor.states()[one].exit_code for one in shards} == {-11}
+        executor.submit(job)
     wait_until(executor, lambda: all(executor.states()[one].exit_code == 0 for one in shards))
-    assert [executor.states()[one].attempts for one in shards] == [1, 1]
+    assert {executor.states()[one].attempts for one in shards} == {2 if mode == "crashing" else 1}
     executor.close()
 
 

@@ -212,7 +212,7 @@ def test_random_picks_depend_on_seed_and_image_only() -> None:
 
 
 def test_closest_length_takes_the_smallest_difference_of_words_and_ids_break_ties() -> None:
-    texts = {"i/0": "a", "i/1": "a a a a", "i/2": "a a a", "i/3": "a a a a"}
+    texts = {"i/0": "a", "i/1": "a a a a", "i/2": "a a a", "i/3": "b b b b"}
     rows = evidence({key: [NO] * int(key[-1]) + [YES] for key in texts}, texts)
     config = PairConfig(max_per_image=3, balance_length=False, pick="closest_length")
     # Differences: 1>3 0, 1>2 and 2>3 1, 0>2 2, 0>1 and 0>3 3.
@@ -288,7 +288,7 @@ def _random_rows(rng: random.Random) -> Evidence:
     answers, claims, verdicts = [], [], []
     for i in range(rng.randint(1, 3)):
         for n in range(rng.randint(0, 5)):
-            one = answer(f"i{i}/{n}", " ".join(["w"] * rng.randint(0, 6)))
+            one = answer(f"i{i}/{n}", " ".join([f"w{n}"] * rng.randint(0, 6)))
             answers.append(one)
             for c in range(rng.randint(0, 4)):
                 asked = claim(one.answer_id, c, f"Q{rng.randint(0, 30)}?")
@@ -364,6 +364,23 @@ def test_pairs_of_equal_text_are_dropped() -> None:
     balanced = balance_lengths([plan(0, " same\n", "same"), plan(1, "one", "two")])
     assert ids(balanced.plans) == ["p001"]
     assert balanced.equal_text == 1
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_equal_texts_with_different_verdicts_are_no_pair(balance: bool) -> None:
+    texts = {"i/0": "a cat", "i/1": "a cat", "i/2": "a big dog"}
+    rows = evidence({"i/0": [NO], "i/1": [NO, NO], "i/2": [YES]}, texts)
+    config = PairConfig(max_per_image=9, pick="closest_length", balance_length=balance)
+    result = build(rows, config)
+    assert "i/0>i/1" not in ids(result.plans)
+    assert result.counts.equal_text == 1
+
+
+def test_without_balance_equal_texts_take_no_place_of_others() -> None:
+    texts = {"i/0": "a cat", "i/1": "a cat", "i/2": "a big dog"}
+    rows = evidence({"i/0": [NO], "i/1": [NO, NO], "i/2": [YES]}, texts)
+    config = PairConfig(max_per_image=2, pick="closest_length", balance_length=False)
+    assert ids(build(rows, config).plans) == ["i/2>i/0", "i/2>i/1"]
 
 
 def test_an_empty_remainder_is_no_choice() -> None:

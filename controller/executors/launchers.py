@@ -7,7 +7,6 @@ one place. No stage outlives the controller: two controllers' stages must not ov
 import contextlib
 import ctypes
 import json
-import logging
 import os
 import queue
 import signal
@@ -19,12 +18,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, NamedTuple, Protocol
 
-logger = logging.getLogger(__name__)
-
 PARENT_DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of Linux's prctl."""
 
 
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+"""Of a fork, they may well come from the forking."""
 NO_CHANGES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -105,9 +104,9 @@ class ForkServer:
     """Forks of one warm `python -m jobs._forkserver`, which spares every shard the imports.
 
     The protocol is one JSON object per line, see `jobs/_forkserver.py`. When the server dies, its
-    children die with it and are reported as killed; the next start brings up a new one. Where no
-    fork has ended by itself yet (the server ended first, or this machine kills its children), fresh
-    interpreters take over for good.
+    children die with it and are reported as killed; the next start brings up a new one. Fresh
+    interpreters take over for good when a fork crashes, and when no fork has ended by itself yet:
+    the server has declined (its log says why), or this machine kills its children.
     """
 
     def __init__(
@@ -208,8 +207,7 @@ class ForkServer:
             if self._active.pop(ticket, None) is None:
                 return
             self._proven |= exit_code != -signal.SIGKILL
-            if not self._proven and self._fresh is None:
-                logger.warning("forked stages do not live here (%s); going on without", self._log)
+            if self._fresh is None and (not self._proven or -exit_code in CRASHES):
                 self._fresh = Processes(self._environment, self._ended)
         self._ended.put(Ended(ticket, exit_code if self._proven else None))
 

@@ -8,6 +8,7 @@ the chosen checkpoints and the summary. Ends with 1 on any difference. Linux onl
 
 import argparse
 import collections
+import contextlib
 import hashlib
 import os
 import random
@@ -38,6 +39,14 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def command_of(pid: int) -> bytes:
+    """Empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
@@ -47,13 +56,15 @@ def is_running(pid: int) -> bool:
 
 def kill_one(controller: int, rng: random.Random) -> str:
     """Kills the controller, its fork server or one of the stages; returns which."""
-    servers = children(controller)
-    stages = [pid for server in servers for pid in children(server)]
+    servers = [pid for pid in children(controller) if b"_forkserver" in command_of(pid)]
+    stages = [pid for parent in (controller, *servers) for pid in children(parent)]
+    stages = [pid for pid in stages if pid not in servers]
     kinds = {"controller": [controller], "fork server": servers, "stage": stages}
     chosen = rng.choices(["controller", "fork server", "stage"], [4, 1, 5])[0]
     kind = chosen if kinds[chosen] else "controller"
     victim = rng.choice(kinds[kind])
-    os.kill(victim, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+        os.kill(victim, signal.SIGKILL)
     if kind == "controller":
         deadline = time.monotonic() + DEATH_S
         while survivors := [pid for pid in (*servers, *stages) if is_running(pid)]:

@@ -35,7 +35,8 @@ def children(pid: int) -> list[int]:
     """Living child processes."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(word) for word in task.read_text().split()]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += [int(word) for word in task.read_text().split()]
     return found
 
 

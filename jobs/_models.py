@@ -1,15 +1,54 @@
-"""Which model made a part: what the provenance says about weights."""
+"""Which model made a part: what the provenance says about weights and servers."""
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from jobs._entry import Job
 from rlaifv.config import ModelSpec
+from rlaifv.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from rlaifv.models.base import VisionLanguageModel
 
 BLOCK = 1 << 20
 SAMPLED = 64 * BLOCK
 """Of larger files, start, middle and end are read: another training changes every weight."""
 NO_PROCESSOR = ("generation_config.json", "model.safetensors.index.json")
 """Says nothing about how a given text is scored."""
+
+
+def load_noted(job: Job, role: str, spec: ModelSpec) -> "VisionLanguageModel":
+    """The model, and in the provenance what it is."""
+    from rlaifv.models import load_model  # torch: not for --help, nor for a shard that is done
+
+    model = load_model(spec)
+    job.notes[role] = describe_model(spec)
+    return model
+
+
+def usage_notes(model: object) -> dict[str, str]:
+    """What a server was asked and what it cost; empty for a model that is run here."""
+    usage: dict[str, str] = getattr(model, "usage", {})
+    return usage
+
+
+def refuse_mixture(job: Job, **roles: str) -> None:
+    """Raises ArtifactError when the parts of an artifact come from different models or servers.
+
+    `roles`: per artifact the note that names its model.
+    """
+    for artifact, role in roles.items():
+        first, *others = job.parts(artifact)
+        expected = job.run.provenance(first).notes
+        for key in others:
+            found = job.run.provenance(key).notes
+            for note in (role, "served by"):
+                if found.get(note) != expected.get(note):
+                    raise ArtifactError(
+                        f"{key}: {note} is {found.get(note)!r}, in {first} {expected.get(note)!r}: "
+                        "scores of different models are not compared; delete the parts of one"
+                    )
 
 
 def describe_model(spec: ModelSpec) -> str:

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Iterator
 
 from jobs._entry import Job, main
+from jobs._models import refuse_mixture
 from rlaifv.errors import ArtifactError
 from rlaifv.pairs import Evidence, build_pairs, to_pair
 from rlaifv.records import Answer, Claim, Instruction, PreferencePair, Verdict
-
-log = logging.getLogger(__name__)
 
 
 def pair(job: Job) -> Iterator[PreferencePair]:
@@ -20,6 +19,7 @@ def pair(job: Job) -> Iterator[PreferencePair]:
     reads: instructions, answers, claims, verdicts
     writes: pairs
     """
+    refuse_mixture(job, answers="policy", verdicts="labeller")
     rows = job.read_all("instructions", Instruction)
     image_ids = {row.instruction_id: row.image_id for row in rows}
     evidence = Evidence(
@@ -30,7 +30,7 @@ def pair(job: Job) -> Iterator[PreferencePair]:
     result = build_pairs(image_ids, evidence, config=job.config.pair, seed=job.config.seed)
     counts = result.counts._asdict() | {"length_ratio": result.length_ratio}
     job.notes |= {name: str(value) for name, value in counts.items()}
-    log.info("pairs %s", " ".join(f"{key}={value}" for key, value in job.notes.items()))
+    logging.getLogger(__name__).info("pairs %s", " ".join(map("=".join, job.notes.items())))
     parts = job.read_parts("instructions", Instruction)
     instructions = heapq.merge(*parts, key=lambda row: row.instruction_id)
     for instruction_id, plans in itertools.groupby(result.plans, lambda plan: plan.instruction_id):

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 
 from jobs._entry import Job, main
-from jobs._models import describe_model
+from jobs._models import load_noted, usage_notes
 from rlaifv.records import Answer
 
 
@@ -14,12 +14,9 @@ def sample(job: Job) -> Iterator[Answer]:
     reads: instructions, policy
     writes: answers
     """
-    from rlaifv.models import load_model  # torch: not for --help, nor for a shard that is done
-    from rlaifv.models.base import Decoding, Prompt
+    from rlaifv.models.base import Decoding, Prompt  # torch, by its package
 
-    config, spec = job.config.sample, job.policy()
-    model = load_model(spec)
-    job.notes["policy"] = describe_model(spec)
+    config, model = job.config.sample, load_noted(job, "policy", job.policy())
     decoding = Decoding(config.max_new_tokens, config.temperature, config.top_p, config.top_k)
     for group in job.instruction_groups():
         ids = [[f"{row.instruction_id}/{n}" for n in range(config.num_answers)] for row in group]
@@ -39,6 +36,7 @@ def sample(job: Job) -> Iterator[Answer]:
                     num_tokens=made.num_tokens,
                     finish_reason=made.finish_reason,
                 )
+    job.notes |= usage_notes(model)
 
 
 if __name__ == "__main__":

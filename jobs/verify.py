@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from jobs._entry import Job, main
-from jobs._models import describe_model
+from jobs._models import load_noted, usage_notes
 from rlaifv.records import Claim, Verdict
 
 
@@ -15,11 +15,10 @@ def verify(job: Job) -> Iterator[Verdict]:
     reads: instructions, claims
     writes: verdicts
     """
-    from rlaifv.models import load_model  # torch: not for --help, nor for a shard that is done
-    from rlaifv.models.base import ImageQuestions
+    from rlaifv.models.base import ImageQuestions  # torch, by its package
 
-    config, model = job.config.verify, load_model(job.config.verify.labeller)
-    job.notes |= {"labeller": describe_model(config.labeller), "control": config.control}
+    config, model = job.config.verify, load_noted(job, "labeller", job.config.verify.labeller)
+    job.notes["control"] = config.control
     for group, claims in job.follow("claims", Claim):
         image_of = {row.instruction_id: row.image.bytes for row in group}
         asked: dict[bytes, dict[str, None]] = {}
@@ -39,6 +38,7 @@ def verify(job: Job) -> Iterator[Verdict]:
         for row, (p_yes, p_no) in zip(claims, verdicts, strict=True):
             ids = row.model_dump(include={"instruction_id", "answer_id", "claim_id"})
             yield Verdict(**ids, p_yes=p_yes, p_no=p_no)
+    job.notes |= usage_notes(model)
 
 
 if __name__ == "__main__":

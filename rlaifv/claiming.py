@@ -93,6 +93,8 @@ class ModelSplitter:
         names = [item.answer_id for item in items]
         questions = self._questions(names, claims)
         self.notes |= {name: str(count) for name, count in sorted(self._counts.items())}
+        usage: dict[str, str] = getattr(self._model, "usage", {})  # of an endpoint
+        self.notes |= usage
         return [
             [ClaimDraft(text, asked) for text, asked in zip(texts, each, strict=True)]
             for texts, each in zip(claims, questions, strict=True)

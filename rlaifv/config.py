@@ -40,6 +40,9 @@ class EndpointConfig(Section):
     """Wait before the second request; doubles up to 60 s, with jitter, or as the server says."""
     top_logprobs: Positive = 20
     """Tokens whose probabilities are asked for when labelling; OpenAI's and vLLM's most is 20."""
+    input_price: Annotated[float, Field(ge=0)] = 0.0
+    """Per million tokens, in the currency of your choice: the provenance sums up the cost."""
+    output_price: Annotated[float, Field(ge=0)] = 0.0
 
 
 PromptName = Literal["auto", "chat_template", "llava_v1", "vicuna_v1"]

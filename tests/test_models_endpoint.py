@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 import pytest
 
 from jobs._models import describe_model
-from rlaifv.config import ModelSpec
+from rlaifv.config import ModelSpec, VerifyConfig
 from rlaifv.errors import ArtifactError, ConfigError, TransientError
 from rlaifv.models import load_model, load_text_model, load_trainable
 from rlaifv.models.base import Branches, Decoding, Generation, ImageQuestions, Prompt
 from rlaifv.models.endpoint import EndpointModel
+from rlaifv.pipeline import Shard, part_key
+from rlaifv.recipes import RECIPES
+from rlaifv.records import PreferencePair, Verdict
 from rlaifv.serve import Engine, Handler, Server, completion, parse_question
+from tests.jobs_support import make_config, make_run, make_source, run_job
 from tests.models_kit import IMAGES, QUESTIONS, make_prompts, spec
 from tests.tiny import make_tiny_chat, make_tiny_llava
 
@@ -29,8 +34,9 @@ class Faulty(Handler):
     def do_POST(self) -> None:  # noqa: N802
         fault = self.server.next_fault()
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if fault == "cut":
+        if fault in ("cut", "slow"):
             self.close_connection = True
+            time.sleep(6 * (fault == "slow"))  # longer than the client waits
         elif fault == "no json":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{x}")
         elif fault == "no choices":
@@ -201,3 +207,78 @@ def test_the_identity_has_no_credentials(server: Planned) -> None:
     endpoint = {"url": "https://user:secret@host:1/v1"}
     told = ModelSpec.model_validate({"path": "some/model", "endpoint": endpoint})
     assert describe_model(told) == "some/model at https://host:1/v1 top 20"
+
+
+@pytest.mark.slow
+def test_an_iteration_of_the_demo_over_http_has_the_engines_decisions(tmp_path: Path) -> None:
+    demo = RECIPES["demo"]()
+    prepare = demo.prepare.model_copy(update={"instructions_per_iteration": 6})
+    shards = demo.shards.model_copy(update={"instructions": 1})
+    demo = demo.model_copy(update={"prepare": prepare, "shards": shards})
+    labeller = demo.verify.labeller
+    faults = ["429", "500", "", "slow", "cut", "no json", "", "no choices", "503"]
+    with Planned(Engine(labeller), host="127.0.0.1", port=0, handler=Faulty) as listening:
+        listening.faults = list(faults)
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        there = _spec(listening, timeout_seconds=5.0, backoff_seconds=0.01, top_logprobs=20)
+        over_http = demo.model_copy(update={"verify": VerifyConfig(labeller=there)})
+        runs = []
+        for name, config in (("here", demo), ("there", over_http)):
+            run = make_run(tmp_path / name, config)
+            for stage in ("prepare", "sample", "claim", "verify", "pair"):
+                assert run_job(run, stage) == 0, (name, stage)
+            runs.append(run)
+        listening.shutdown()
+        thread.join()
+    verdicts, pairs = (
+        [list(run.read_part(part_key(0, artifact, Shard(0, 1)), record)) for run in runs]
+        for artifact, record in (("verdicts", Verdict), ("pairs", PreferencePair))
+    )
+    assert len(verdicts[0]) > 20
+    decisions = [[(row.claim_id, row.p_yes > row.p_no) for row in rows] for rows in verdicts]  # type: ignore[attr-defined]
+    assert decisions[0] == decisions[1]
+    assert {says for _, says in decisions[0]} == {True, False}
+    assert pairs[0] == pairs[1] != []
+    notes = runs[1].provenance(part_key(0, "verdicts", Shard(0, 1))).notes
+    assert int(notes["failures"]) == sum(map(bool, faults))
+    assert notes["served by"] == labeller.path
+    assert int(notes["output tokens"]) == int(notes["requests"]) - len(faults) + faults.count("")
+
+
+def test_scores_of_two_models_are_never_in_one_comparison(
+    model: EndpointModel, server: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.yes_no(ROWS[:1])
+    monkeypatch.setattr(server.engine, "name", "another")
+    with pytest.raises(ConfigError, match="several models answered"):
+        model.yes_no(ROWS[:1])
+
+
+def test_shards_labelled_by_different_models_do_not_make_pairs(
+    folder: Path, server: Planned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_source(tmp_path / "source", num_rows=8)
+    config = make_config(source, model=folder, num_shards=2)
+    run = make_run(tmp_path / "run", config)
+    for stage in ("prepare", "sample", "claim", "verify"):
+        for shard in ("0/2", "1/2"):
+            assert run_job(run, stage, shard=shard) == 0
+    assert run_job(run, "pair") == 0
+    (tmp_path / "run" / part_key(0, "pairs", Shard(0, 1))).unlink()
+    (tmp_path / "run" / part_key(0, "verdicts", Shard(1, 2))).unlink()
+    make_tiny_llava(folder, seed=7)
+    try:
+        assert run_job(run, "verify", shard="1/2") == 0
+        assert run_job(run, "pair") == 65
+    finally:
+        make_tiny_llava(folder)
+    assert "scores of different models are not compared" in capsys.readouterr().err
+
+
+def test_tokens_and_cost_are_counted(server: Planned) -> None:
+    priced = EndpointModel(_spec(server, input_price=1.0, output_price=2e6))
+    priced.answer(make_prompts()[:1], decoding=Decoding(3))
+    assert priced.usage["requests"] == "1"
+    assert float(priced.usage["cost"]) == pytest.approx(2 * int(priced.usage["output tokens"]))
+    priced.close()

@@ -101,6 +101,19 @@ class EndpointModel:
         self.counts: Counter[str] = Counter()
         """Requests, failures, input_tokens, output_tokens, served_by/<model>."""
 
+    @property
+    def usage(self) -> dict[str, str]:
+        """For the provenance: who answered, how often it was asked, tokens, cost."""
+        end, counts = self._endpoint, self.counts
+        served = sorted(name for name in counts if name.startswith("served_by/"))
+        cost = counts["input_tokens"] * end.input_price + counts["output_tokens"] * end.output_price
+        names = ("requests", "failures", "input_tokens", "output_tokens")
+        return {
+            **{name.replace("_", " "): str(counts[name]) for name in names},
+            "served by": ", ".join(name.removeprefix("served_by/") for name in served),
+            "cost": f"{cost / 1e6:.6f}",
+        }
+
     def answer(self, prompts: Sequence[Prompt], *, decoding: Decoding) -> list[list[Generation]]:
         """One list per prompt, one generation per seed; a request each."""
         contents = [_content(p.image, p.question, row) for row, p in enumerate(prompts)]
@@ -137,6 +150,12 @@ class EndpointModel:
             log.warning(
                 "%s: %d of %d questions have neither yes nor no among %d tokens",
                 *(self.identity, missing, len(verdicts), top),
+            )
+        served = self.usage["served by"]
+        if ", " in served:
+            raise ConfigError(
+                f"{self.identity}: several models answered ({served}); their scores are not "
+                "comparable: name one of them"
             )
         each = iter(verdicts)
         return [[next(each) for _ in row.questions] for row in rows]

@@ -23,6 +23,7 @@ from rlaifv.models.checkpoint import Checkpoint, end_tokens, find_checkpoint, lo
 from rlaifv.models.endpoint import EndpointModel
 from rlaifv.models.generic import GenericModel
 from rlaifv.models.llava import Llava
+from rlaifv.models.memory import back_off
 from rlaifv.models.omnilmm import OmniLMM, OmniLMMForCausalLM, make_prompter
 from rlaifv.models.original import has_original_processor, make_processor
 from rlaifv.models.processors import load_processor
@@ -37,7 +38,7 @@ def load_model(spec: ModelSpec) -> VisionLanguageModel:
     Raises ConfigError for a path, family or format that cannot be used, and ArtifactError for a
     checkpoint with missing, broken or surplus weights; messages name the file.
     """
-    return EndpointModel(spec) if spec.endpoint else load_local(spec)
+    return EndpointModel(spec) if spec.endpoint else back_off(load_local(spec))
 
 
 def load_local(spec: ModelSpec) -> TrainableModel | GenericModel:

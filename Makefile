@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-slow timm test-cluster test-chaos check fmt docs images cluster-up cluster-down constraints clean
+.PHONY: install demo test test-slow proof-s3 timm test-cluster test-chaos check fmt docs images cluster-up cluster-down constraints clean
 
 demo: install  ## four iterations on the embedded default, then the report
 	$(BIN)/python -m controller run --iterations 4
@@ -13,6 +13,10 @@ test: install  ## every test that is neither slow nor needs a cluster
 
 test-slow: install  ## the others: whole runs, kills, two processes, S3 servers (needs Go)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+proof-s3: install  ## the long proofs of docs/object-store.md: four iterations on S3 servers, 200 races
+	PROOF_ITERATIONS=4 PROOF_ROUNDS=200 $(BIN)/python -m pytest -s -m slow tests/test_store_s3_demo.py \
+	  tests/test_store_s3.py
 
 check: install  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

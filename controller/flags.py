@@ -125,6 +125,7 @@ def _reading_flags(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 def _export_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("what", choices=("pairs", "checkpoint"))
+    command.add_argument("--format", choices=("hf",), default="hf", help="Hugging Face's layout")
     _run_argument(command)
     command.add_argument(
         "--to", type=Path, required=True, metavar="DIR", help="new folder; must be absent or empty"

@@ -1,10 +1,12 @@
 """S3 servers on 127.0.0.1 for tests: versitygw (Go, files in a folder) and ministack (PyPI).
 
-The programs are made once and kept in ~/.cache/rlaifv-dev. Without Go, or when ministack cannot
-be installed, tests skip with the reason; with CI=true they fail instead.
+The programs are made once and kept in ~/.cache/rlaifv-dev. Without Go, or when one cannot be
+installed, tests skip with the reason; with CI=true they fail instead. So are the AWS command line
+and DuckDB, for tests that read a bucket as people do.
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -21,7 +23,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-TOOLS = Path("~/.cache/rlaifv-dev").expanduser()
+TOOLS = Path(os.environ.get("RLAIFV_DEV_CACHE", "~/.cache/rlaifv-dev")).expanduser()
 GO_MODULE = Path(__file__).parents[1] / "k8s/dev/s3"
 ACCESS_KEY = "AKIAPLANTEDFORTESTS1"
 SECRET_KEY = "planted/secret+for/tests0123456789abcdef"  # noqa: S105 - of servers on loopback
@@ -44,41 +46,57 @@ def free_port() -> int:
 
 def versitygw_program() -> Path:
     """Built from the module's go.mod (a minute, once per version); skips without Go."""
-    stamp = str(hash_of(GO_MODULE / "go.sum"))
-    program = TOOLS / f"versitygw-{stamp}"
-    if program.exists():
-        return program
-    if shutil.which("go") is None:
-        unavailable("versitygw: Go is not installed")
-    TOOLS.mkdir(parents=True, exist_ok=True)
-    partial = program.with_suffix(f".{os.getpid()}")
-    package = "github.com/versity/versitygw/cmd/versitygw"
-    build = subprocess.run(
-        ["go", "build", "-ldflags", "-s -w", "-o", str(partial), package],
-        cwd=GO_MODULE,
-        capture_output=True,
-        text=True,
-    )
-    if build.returncode:
-        unavailable(f"versitygw: {build.stderr[-500:]}")
-    partial.replace(program)
+    program = TOOLS / f"versitygw-{hash_of(GO_MODULE / 'go.sum')}"
+    with _one_at_a_time():
+        if program.exists():
+            return program
+        if shutil.which("go") is None:
+            unavailable("versitygw: Go is not installed")
+        partial = program.with_suffix(f".{os.getpid()}")
+        package = "github.com/versity/versitygw/cmd/versitygw"
+        _make(["go", "build", "-ldflags", "-s -w", "-o", str(partial), package], cwd=GO_MODULE)
+        partial.replace(program)
     return program
+
+
+def python_tool(program: str, *packages: str) -> Path:
+    """A program of PyPI packages in an environment of their own; skips when that fails."""
+    folder = TOOLS / "-".join(sorted(packages)).replace("==", "-")
+    with _one_at_a_time():
+        if not (folder / "complete").exists():
+            _make([sys.executable, "-m", "venv", "--clear", str(folder)])
+            _make([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", *packages])
+            (folder / "complete").touch()
+    return folder / "bin" / program
 
 
 def ministack_program() -> Path:
-    """Installed into an environment of its own; skips when that fails."""
-    folder = TOOLS / "ministack"
-    program = folder / "bin/ministack"
-    if not program.exists():
-        steps = (
-            [sys.executable, "-m", "venv", str(folder)],
-            [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "ministack"],
-        )
-        for step in steps:
-            done = subprocess.run(step, capture_output=True, text=True)
-            if done.returncode:
-                unavailable(f"ministack: {done.stderr[-500:]}")
-    return program
+    return python_tool("ministack", "ministack==1.5.33")
+
+
+def aws_program() -> Path:
+    """The AWS command line, as people have it."""
+    return python_tool("aws", "awscli==1.46.2")
+
+
+def duckdb_python() -> Path:
+    """A Python with DuckDB and its S3 extension, which DuckDB itself would download."""
+    return python_tool("python", "duckdb==1.4.4", "duckdb-ext-httpfs==1.4.4.20260205")
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Test processes that need the same program wait for the first."""
+    TOOLS.mkdir(parents=True, exist_ok=True)
+    with (TOOLS / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(command: list[str], cwd: Path | None = None) -> None:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    if done.returncode:
+        unavailable(f"{' '.join(command)}: {done.stderr[-500:]}")
 
 
 def hash_of(path: Path) -> str:

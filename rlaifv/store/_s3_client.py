@@ -4,13 +4,14 @@ botocore's own retries are off: the ones here also cover what it leaves alone (a
 or trickles, a token that has expired, 409, a digest that does not fit), with one time bound.
 """
 
+import datetime
 import logging
 import os
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 import boto3
@@ -18,6 +19,9 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, IncompleteReadError
 from botocore.response import StreamingBody
+from botocore.session import Session as BotocoreSession
+from botocore.session import get_session
+from botocore.utils import parse_timestamp
 
 from rlaifv.errors import ConfigError
 from rlaifv.store._s3_errors import Place, judge
@@ -181,7 +185,7 @@ class Bucket:
         if settings.addressing != "auto":
             config = config.merge(Config(s3={"addressing_style": settings.addressing}))
         try:
-            client = boto3.session.Session().client("s3", config=config)
+            client = boto3.session.Session(botocore_session=_session()).client("s3", config=config)
         except BotoCoreError as error:
             raise judge(error, what="S3", place=Place(self.name, "")).error from error
         except ValueError as error:  # "Invalid endpoint: ..."
@@ -190,6 +194,21 @@ class Bucket:
             raise ConfigError("AWS_ENDPOINT_URL: must not hold a user or a password")
         client.meta.events.register("before-sign.s3.UploadPart", _sign_without_body)
         return client
+
+
+def _session() -> BotocoreSession:
+    """botocore's own; its way to read dates takes more than half the time of a long listing."""
+    session = get_session()
+    parsers = session.get_component("response_parser_factory")
+    parsers.set_parser_defaults(timestamp_parser=_timestamp)
+    return session
+
+
+def _timestamp(value: str) -> datetime.datetime:
+    if str(value).endswith("Z"):
+        with suppress(ValueError):
+            return datetime.datetime.fromisoformat(value)
+    return parse_timestamp(value)
 
 
 def _sign_without_body(request: AWSRequest, **_: object) -> None:

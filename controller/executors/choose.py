@@ -56,7 +56,8 @@ def _docker(local: LocalSettings, cluster: Path | None) -> Executor:
 
     settings = read_settings(cluster)
     engine = find_engine(os.environ.get("RLAIFV_ENGINE_FLAGS", "").split())
-    return LocalExecutor(local, launch=lambda ended: Containers(engine, settings, ended))
+    # The engine deals out GPUs: `gpus` of the stage's settings.
+    return LocalExecutor(local, launch=lambda ended: Containers(engine, settings, ended), gpus=())
 
 
 def _kubernetes(cluster: Path | None, place: RunPlace) -> Platform:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from controller.executors.launchers import Ended
+from controller.executors.launchers import NO_CHANGES, Ended
 from controller.k8s_manifest import USER
 from controller.k8s_settings import ClusterSettings
 from rlaifv.errors import ConfigError
@@ -97,8 +97,11 @@ class Containers:
         self._prefix = f"rlaifv-{os.getpid()}"
         self._running: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, ticket: int, argv: Sequence[str], log: Path) -> None:
+    def start(
+        self, ticket: int, argv: Sequence[str], log: Path, env: Mapping[str, str] = NO_CHANGES
+    ) -> None:
         command = container_command(self._engine, self._settings, argv, os.environ)
+        command[2:2] = [word for name in env for word in ("--env", f"{name}={env[name]}")]
         command[2:2] = ["--name", f"{self._prefix}-{ticket}"]
         with log.open("ab") as stream:
             process = subprocess.Popen(

@@ -26,7 +26,7 @@ from rlaifv.records import Choice
 from rlaifv.store import open_store
 
 MAX_STARTS = 200
-SHORTEST_S, LONGEST_S = 1.0, 12.0
+SHORTEST_S, LONGEST_S = 1.0, 8.0
 """Between one kill and the next: from before the first stage starts to several stages later."""
 DEATH_S = 5.0
 
@@ -127,9 +127,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.proofs.kills", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("runs/kills"), help="a new folder")
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--scenes", type=int, default=100, help="an iteration; the demo has 300")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     options = parser.parse_args()
     base = [sys.executable, "-m", "controller", "run", "--iterations", "4"]
+    base += ["--set", f"prepare.instructions_per_iteration={options.scenes}"]
     commands = {
         name: [*base, "--root", str(options.root), "--name", name]
         for name in ("undisturbed", "killed")

@@ -29,6 +29,7 @@ MAX_STARTS = 200
 SHORTEST_S, LONGEST_S = 1.0, 8.0
 """Between one kill and the next: from before the first stage starts to several stages later."""
 DEATH_S = 5.0
+PATIENCE_S = 60.0
 
 
 def children(pid: int) -> list[int]:
@@ -55,20 +56,37 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def kill_one(controller: int, rng: random.Random) -> str:
-    """Kills the controller, its fork server or one of the stages; returns which."""
-    servers = [pid for pid in children(controller) if b"_forkserver" in command_of(pid)]
-    stages = [pid for parent in (controller, *servers) for pid in children(parent)]
-    stages = [pid for pid in stages if pid not in servers]
-    kinds = {"controller": [controller], "fork server": servers, "stage": stages}
-    chosen = rng.choices(["controller", "fork server", "stage"], [4, 1, 5])[0]
-    kind = chosen if kinds[chosen] else "controller"
-    victim = rng.choice(kinds[kind])
+def victims(controller: int) -> dict[str, list[int]]:
+    """What could be killed now, by kind."""
+    below = children(controller)
+    servers = [pid for pid in below if b"_forkserver" in command_of(pid)]
+    stages = [pid for pid in below if pid not in servers]
+    stages += [pid for server in servers for pid in children(server)]
+    return {"controller": [controller], "fork server": servers, "stage": stages}
+
+
+def kill_one(controller: int, rng: random.Random) -> str | None:
+    """Kills the controller, its fork server or a stage; returns which, None when all had ended.
+
+    Half of the kills wait for a stage that runs: else a slow machine only kills what starts.
+    """
+    kind = rng.choices(["controller", "fork server", "stage"], [4, 1, 5])[0]
+    deadline = time.monotonic() + PATIENCE_S
+    while not victims(controller)[kind] and is_running(controller):
+        if time.monotonic() > deadline:
+            kind = "controller"
+        time.sleep(0.02)
+    if kind == "stage":
+        time.sleep(rng.uniform(0, 2))
+    found = victims(controller)
+    kind = kind if found[kind] else "controller"
+    if not is_running(controller):
+        return None
     with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-        os.kill(victim, signal.SIGKILL)
+        os.kill(rng.choice(found[kind]), signal.SIGKILL)
     if kind == "controller":
         deadline = time.monotonic() + DEATH_S
-        while survivors := [pid for pid in (*servers, *stages) if is_running(pid)]:
+        while survivors := [pid for pids in found.values() for pid in pids if is_running(pid)]:
             if time.monotonic() > deadline:
                 raise SystemExit(f"outlived their controller: {survivors}")
             time.sleep(0.05)
@@ -85,7 +103,9 @@ def run_under_fire(command: list[str], kills: int, rng: random.Random) -> collec
                 process.wait(rng.uniform(SHORTEST_S, LONGEST_S))
                 break
             except subprocess.TimeoutExpired:
-                killed[kill_one(process.pid, rng)] += 1
+                if (kind := kill_one(process.pid, rng)) is None:
+                    break
+                killed[kind] += 1
                 print(f"kill {killed.total()}: {dict(killed)}", flush=True)
         if process.wait() == 0:
             print(f"{starts} starts of the controller")

@@ -87,6 +87,21 @@ def test_a_stage_has_a_gpu_to_itself_and_others_do_not_wait_for_one(tmp_path: Pa
     executor.cancel()
 
 
+def test_processes_that_train_together_get_a_gpu_each(tmp_path: Path) -> None:
+    settings = LocalSettings(tmp_path, workers=9, isolated=True, processes=2)
+    executor = LocalExecutor(settings, gpus=("0", "1", "2"))
+    executor.submit(spec(tmp_path, "sleep", stage="train"))
+    executor.submit(spec(tmp_path, "sleep", stage="respond", shards=2))
+    executor.wait(0.0)
+    running = [
+        shard.stage for shard, state in executor.states().items() if state.phase == "running"
+    ]
+    assert sorted(running) == ["respond", "train"]
+    train = ShardId(0, "train", 0)
+    wait_until(executor, lambda: "threads 1 gpu 0,1" in executor.logs(train))
+    executor.cancel()
+
+
 def test_cancelling_ends_what_runs(tmp_path: Path) -> None:
     executor = LocalExecutor(LocalSettings(tmp_path, workers=1, isolated=True))
     executor.submit(spec(tmp_path, "sleep"))

@@ -99,8 +99,9 @@ class LocalExecutor:
         self._running: dict[int, ShardId] = {}
         self._tickets = 0
         self._gpus = visible_gpus() if gpus is None else gpus
-        self._gpu_of: dict[int, str] = {}
-        """The GPU of each running ticket that has one."""
+        self._processes = settings.processes
+        self._gpus_of: dict[int, list[str]] = {}
+        """The GPUs of each running ticket that has some."""
 
     def submit(self, spec: JobSpec) -> None:
         for index in spec.shards:
@@ -123,12 +124,17 @@ class LocalExecutor:
         queued = sorted(
             self._waiting, key=lambda one: (one.iteration, ORDER[one.stage], one.number)
         )
+        overtaken = False
         for identity in queued:
             if len(self._running) >= self._workers:
                 break
-            waits_for_gpu = self._needs_gpu(identity) and not self._free_gpus()
-            if self._shards[identity].not_before <= now and not waits_for_gpu:
-                self._start(identity)
+            if self._shards[identity].not_before > now:
+                continue
+            needed = self._num_gpus(identity)
+            if needed and (overtaken or needed > len(self._free_gpus())):
+                overtaken = True  # a stage that waits for several GPUs must get them some day
+                continue
+            self._start(identity)
         self._collect(timeout_s)
 
     def logs(self, shard: ShardId) -> str:
@@ -155,11 +161,13 @@ class LocalExecutor:
             self._launcher.kill(ticket, signal.SIGKILL)
         self._launcher.close()
 
-    def _needs_gpu(self, identity: ShardId) -> bool:
-        return bool(self._gpus) and STAGES[identity.stage].runs_on in ("gpu", "gpus")
+    def _num_gpus(self, identity: ShardId) -> int:
+        wanted = {"gpu": 1, "gpus": self._processes}.get(STAGES[identity.stage].runs_on, 0)
+        return min(wanted, len(self._gpus))
 
     def _free_gpus(self) -> list[str]:
-        return [name for name in self._gpus if name not in self._gpu_of.values()]
+        taken = {name for names in self._gpus_of.values() for name in names}
+        return [name for name in self._gpus if name not in taken]
 
     def _start(self, identity: ShardId) -> None:
         shard = self._shards[identity]
@@ -170,14 +178,14 @@ class LocalExecutor:
         self._running[self._tickets] = identity
         state = shard.state._replace(phase="running", attempts=shard.state.attempts + 1)
         self._shards[identity] = shard._replace(state=state)
-        if self._needs_gpu(identity):
-            self._gpu_of[self._tickets] = self._free_gpus()[0]
+        if number := self._num_gpus(identity):
+            self._gpus_of[self._tickets] = self._free_gpus()[:number]
         self._launch(self._tickets, identity)
 
     def _launch(self, ticket: int, identity: ShardId) -> None:
         argv = self._shards[identity].spec.argv_of(identity.number)
-        gpu = self._gpu_of.get(ticket)
-        env = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        gpus = self._gpus_of.get(ticket)
+        env = {"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {}
         self._launcher.start(ticket, argv, self.log_path(identity), env)
 
     def _collect(self, timeout_s: float) -> None:
@@ -194,7 +202,7 @@ class LocalExecutor:
                 self._running[ended.ticket] = identity
                 self._launch(ended.ticket, identity)
                 continue
-            self._gpu_of.pop(ended.ticket, None)
+            self._gpus_of.pop(ended.ticket, None)
             reason = last_words(_tail(self.log_path(identity))) if ended.exit_code else ""
             state = shard.state._replace(phase="ended", exit_code=ended.exit_code, reason=reason)
             self._shards[identity] = shard._replace(state=state)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -325,6 +326,21 @@ def test_scores_equal_an_independent_computation(
         (overall.recall, "O", "G"),
     ):
         assert value == (sums[top] / sums[bottom] if sums[bottom] else None)
+
+
+def test_wordnet_may_stay_zipped_as_its_downloader_leaves_it(
+    tmp_path: Path, nltk_data: Path
+) -> None:
+    (tmp_path / "corpora").mkdir()
+    with zipfile.ZipFile(tmp_path / "corpora" / "wordnet.zip", "w") as archive:
+        for file in (nltk_data / "corpora" / "wordnet").iterdir():
+            archive.write(file, f"wordnet/{file.name}")
+    assert NltkTools(tmp_path).noun_lemmas(["buses", "knives"]) == ["bus", "knife"]
+    (tmp_path / "tokenizers").mkdir()
+    with zipfile.ZipFile(tmp_path / "tokenizers" / "punkt_tab.zip", "w") as archive:
+        archive.writestr("punkt_tab/english/abbrev_types.txt", "")
+    with pytest.raises(ConfigError, match="unpack it"):
+        NltkTools(tmp_path).check(tagger=False)
 
 
 def coco_mini() -> Path:

@@ -20,7 +20,8 @@ NLTK_VERSION = "3.9.1"
 """The version whose scores are published ones."""
 _PUNKT = "tokenizers/punkt_tab/english/"
 _TAGGER = "taggers/averaged_perceptron_tagger_eng/"
-_WORDNET = "corpora/wordnet"
+_WORDNET = "corpora/wordnet/"
+"""NLTK's downloader leaves it zipped; with the final slash it is found in the archive too."""
 _POS = {"J": "a", "V": "v", "N": "n", "R": "r"}
 SPACY_PIPELINES = (
     *("en_core_web_trf", "en_core_web_lg", "en_core_web_md"),
@@ -129,16 +130,19 @@ class NltkTools:
         import nltk.data
 
         paths = [str(self._data)] if self._data is not None else None
+        name = resource.strip("/").removesuffix("/english")
+        where = str(self._data) if self._data else "NLTK's search path"
         try:
-            return nltk.data.find(resource, paths)
+            found = nltk.data.find(resource, paths)
         except LookupError as error:
-            name = resource.strip("/").removesuffix("/english")
-            where = str(self._data) if self._data else "NLTK's search path"
             raise ConfigError(
                 f"NLTK resource {name!r} is missing in {where}; give --nltk-data (nltk_data in "
                 "the benchmark's configuration) a folder that has it (docs/benchmarks.md says "
                 "where to get it); nothing is downloaded"
             ) from error
+        if resource != _WORDNET and isinstance(found, nltk.data.ZipFilePathPointer):
+            raise ConfigError(f"NLTK resource {name!r} in {where} is a zip archive: unpack it")
+        return found
 
 
 class Token(Protocol):

@@ -32,15 +32,25 @@ class TokenRow(NamedTuple):
 
 
 class PackedRows(NamedTuple):
-    """Rows padded on the right."""
+    """Rows padded on the right, or all rows in one line (B = 1)."""
 
     ids_BL: Tensor
     positions_BL: Tensor
     segments_BL: Tensor
-    """`attention.PREFIX`, the branch's number from 1, or `attention.PADDING`."""
+    """`attention.PREFIX`, the branch's number from 1, or `attention.PADDING`; in a line
+    `lines.Owners.own_L`."""
+    prefixes_BL: Tensor
+    """Which segment a token sees besides its own."""
 
     def to(self, device: torch.device) -> "PackedRows":
-        return PackedRows(*(tensor.to(device) for tensor in self))
+        return PackedRows(*(to_device(tensor, device) for tensor in self))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy that does not wait for what the device is doing."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class BranchBatch(NamedTuple):
@@ -110,30 +120,69 @@ class TrainableModel(VisionLanguageModel, Protocol):
 
 
 def pack(rows: Sequence[TokenRow], *, pad_id: int) -> PackedRows:
-    """Tensors of some rows, on the CPU."""
+    """Tensors of some rows, one below the other, on the CPU."""
     length = max(row.length for row in rows)
     shape = (len(rows), length)
     packed = PackedRows(
-        torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.long), torch.full(shape, PADDING)
+        torch.full(shape, pad_id),
+        torch.zeros(shape, dtype=torch.long),
+        torch.full(shape, PADDING),
+        torch.full(shape, PREFIX),
     )
     for index, row in enumerate(rows):
-        start = len(row.prefix)
-        positions, segments = list(range(start)), [PREFIX] * start
-        for number, branch in enumerate(row.branches, start=1):
-            positions += range(start, start + len(branch))
-            segments += [number] * len(branch)
-        ids = [*row.prefix, *(token for branch in row.branches for token in branch)]
-        values = (ids, positions, segments)
-        for tensor, value in zip(packed, values, strict=True):
+        values = (_ids(row), _positions(row), _segments(row, first=PREFIX))
+        for tensor, value in zip(packed, values, strict=False):
             tensor[index, : row.length] = torch.tensor(value)
     return packed
 
 
-def answer_sources(rows: Sequence[TokenRow], *, width: int) -> list[int]:
-    """Flat index of the position that predicts each branch token, in order, for rows of `width`."""
+def pack_line(rows: Sequence[TokenRow], *, pad_id: int, multiple: int) -> PackedRows:
+    """The same one after the other, padded to a multiple of some length; segments go on rising."""
+    ids: list[int] = []
+    positions: list[int] = []
+    segments: list[int] = []
+    prefixes: list[int] = []
+    number = 0
+    for row in rows:
+        ids += _ids(row)
+        positions += _positions(row)
+        segments += _segments(row, first=number)
+        prefixes += [number] * row.length
+        number += 1 + len(row.branches)
+    missing = -len(ids) % multiple
+    paddings = (pad_id, 0, number, number)
+    lists = zip((ids, positions, segments, prefixes), paddings, strict=True)
+    return PackedRows(*(torch.tensor([[*values, *[fill] * missing]]) for values, fill in lists))
+
+
+def _ids(row: TokenRow) -> list[int]:
+    return [*row.prefix, *itertools.chain.from_iterable(row.branches)]
+
+
+def _positions(row: TokenRow) -> list[int]:
+    start = len(row.prefix)
+    after = (range(start, start + len(branch)) for branch in row.branches)
+    return [*range(start), *itertools.chain.from_iterable(after)]
+
+
+def _segments(row: TokenRow, *, first: int) -> list[int]:
+    numbers = enumerate(row.branches, start=first + 1)
+    after = ([number] * len(branch) for number, branch in numbers)
+    return [*([first] * len(row.prefix)), *itertools.chain.from_iterable(after)]
+
+
+def row_starts(rows: Sequence[TokenRow], *, width: int | None) -> list[int]:
+    """Flat index of each row's first token: in rows of `width`, or in a line."""
+    if width is not None:
+        return [index * width for index in range(len(rows))]
+    return [0, *itertools.accumulate(row.length for row in rows)][:-1]
+
+
+def answer_sources(rows: Sequence[TokenRow], starts: Sequence[int]) -> list[int]:
+    """Flat index of the position that predicts each branch token, in order."""
     sources: list[int] = []
-    for index, row in enumerate(rows):
-        end = index * width + len(row.prefix)
+    for row, start in zip(rows, starts, strict=True):
+        end = start + len(row.prefix)
         last_of_prefix = end - 1
         for branch in row.branches:
             sources += [last_of_prefix, *range(end, end + len(branch) - 1)]
@@ -141,11 +190,11 @@ def answer_sources(rows: Sequence[TokenRow], *, width: int) -> list[int]:
     return sources
 
 
-def end_sources(rows: Sequence[TokenRow], *, width: int) -> list[int]:
+def end_sources(rows: Sequence[TokenRow], starts: Sequence[int]) -> list[int]:
     """Flat index of the last position of each branch: it predicts what follows the branch."""
     sources: list[int] = []
-    for index, row in enumerate(rows):
-        end = index * width + len(row.prefix)
+    for row, start in zip(rows, starts, strict=True):
+        end = start + len(row.prefix)
         for branch in row.branches:
             end += len(branch)
             sources.append(end - 1)

@@ -17,7 +17,7 @@ from rlaifv.models.sampling import draw_uniforms, pick
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped when this share of the slots would be left."""
-SYNC_EVERY = 8
+SYNC_EVERY = 16
 """Steps between looks at what is finished on an accelerator, where looking stalls the queue."""
 
 
@@ -72,15 +72,14 @@ class _Sampling:
     def __init__(
         self, decoder: Decoder, prefill: Prefill, counts: Sequence[int], eos_ids: Sequence[int]
     ) -> None:
-        self._decoder, self._eos_ids = decoder, eos_ids
+        self._eos_ids = eos_ids
         self._num_answers = sum(counts)
-        self._shared: SharedPrefix = prefill.shared
-        self._cache = PrivateCache()
         device = prefill.lengths_B.device
         self._eos = torch.tensor(list(eos_ids), device=device)
         starts = [sum(counts[:b]) for b in range(len(counts))]
         rows = [list(range(start, start + n)) for start, n in zip(starts, counts, strict=True)]
         width = max(counts)
+        self._steps = decoder.stepper(prefill, width * len(counts))
         self._slots = self._layout(rows, prefill.lengths_B.repeat_interleave(width), width)
         self._logits_NV = prefill.logits_BV.repeat_interleave(width, 0)
 
@@ -113,9 +112,7 @@ class _Sampling:
                 kept_N = self._compact(done)
             if kept_N is not None:
                 next_N = next_N[kept_N]
-            self._logits_NV = self._decoder.step(
-                next_N, self._slots.positions_N + step, self._shared, self._cache
-            )
+            self._logits_NV = self._steps.advance(next_N, self._slots.positions_N + step)
         return [_until_eos(row, self._eos_ids) for row in tokens_RT[:-1].tolist()]
 
     def _compact(self, done: list[bool]) -> Tensor | None:
@@ -134,9 +131,8 @@ class _Sampling:
         filled = [[*kept[b], *([kept[b][0]] * (new_width - len(kept[b])))] for b in prompts]
         kept_N = torch.tensor(filled, device=slots.answer_N.device).flatten()
         self._slots = self._layout(rows, slots.positions_N[kept_N], new_width)
-        self._cache.select(kept_N)
-        if len(prompts) < len(slots.answers):
-            self._shared = self._shared.select(torch.tensor(prompts, device=kept_N.device))
+        some = len(prompts) < len(slots.answers)
+        self._steps.select(kept_N, torch.tensor(prompts, device=kept_N.device) if some else None)
         return kept_N
 
 
@@ -155,6 +151,9 @@ class _BeamSearch:
     def __init__(
         self, decoder: Decoder, prefill: Prefill, decoding: Decoding, eos_ids: Sequence[int]
     ) -> None:
+        if not isinstance(prefill.shared, SharedPrefix):
+            raise TypeError("beam search needs a rectangular prefill")
+        self._shared: SharedPrefix = prefill.shared
         self._decoder, self._prefill, self._eos_ids = decoder, prefill, eos_ids
         self._width, self._steps = decoding.num_beams, decoding.max_new_tokens
         # Enough candidates that W of them go on even if every beam's best is an end token.
@@ -183,7 +182,7 @@ class _BeamSearch:
             if step:
                 cache.select((beam_BW + offset_B1).flatten())
             next_N = self._tokens_BWT[:, :, step].flatten()
-            logits_NV = self._decoder.step(next_N, positions_N + step, prefill.shared, cache)
+            logits_NV = self._decoder.step(next_N, positions_N + step, self._shared, cache)
         return [_until_eos(row, self._eos_ids) for row in self._finished_BWT[:, 0].tolist()]
 
     def _advance(self, logits_NV: Tensor, step: int) -> Tensor:

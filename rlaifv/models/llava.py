@@ -3,9 +3,13 @@
 Shapes:  B rows;  L tokens of a row;  I images;  F features of an image;  E width;  V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import LlavaForConditionalGeneration
+from transformers import CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration
+
+from rlaifv.models.lines import compiled
 
 
 class Llava:
@@ -21,11 +25,12 @@ class Llava:
         layers = config.vision_feature_layer
         layers = layers if isinstance(layers, (list, tuple)) else [layers]
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            if pixels.is_cuda and len(layers) == 1 and _is_clip(tower):
+                chosen = [layer_outputs(tower, pixels.to(tower.dtype), layers[0])]
+                return _without_class(config, chosen)
             output = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True)
             chosen = [output.hidden_states[layer] for layer in layers]
-            if config.vision_feature_select_strategy == "default":
-                chosen = [layer_IFE[:, 1:] for layer_IFE in chosen]  # the class token
-            return torch.cat(chosen, -1)
+            return _without_class(config, chosen)
 
     def merge(self, ids_BL: Tensor, features_IFE: Tensor, image_of_row_B: Tensor) -> Tensor:
         """Embeddings [B, L, E] with projected features in place of the image's placeholders."""
@@ -41,3 +46,31 @@ class Llava:
             input_ids=ids_L.unsqueeze(0), pixel_values=pixels_1, use_cache=False
         ).logits
         return logits_1LV[0]
+
+
+def _is_clip(tower: Any) -> bool:
+    first = next(iter(tower.parameters()))
+    return type(tower) is CLIPVisionModel and not hasattr(first, "ds_id")  # ZeRO-3
+
+
+def _without_class(config: LlavaConfig, layers: list[Tensor]) -> Tensor:
+    """Layers side by side; without the class token where the model drops it."""
+    if config.vision_feature_select_strategy == "default":
+        layers = [layer_IFE[:, 1:] for layer_IFE in layers]
+    return torch.cat(layers, -1)
+
+
+def layer_outputs(tower: Any, pixels: Tensor, index: int) -> Tensor:
+    """The tower's `hidden_states[index]`, [I, F, E]; layers above it are not run."""
+    inner = getattr(tower, "vision_model", tower)  # the name until transformers 5.2x
+    x_IFE: Tensor = inner.pre_layrnorm(inner.embeddings(pixels))
+    layers = inner.encoder.layers
+    for layer in layers[: range(len(layers) + 1)[index]]:
+        x_IFE = compiled(_tower_layer)(layer, x_IFE)
+    return x_IFE
+
+
+def _tower_layer(layer: Any, x_IFE: Tensor) -> Tensor:
+    output = layer(x_IFE, None)
+    out_IFE: Tensor = output[0] if isinstance(output, tuple) else output
+    return out_IFE

@@ -9,9 +9,12 @@ not choose the canonical one. An answer cut at its length limit is scored with a
 the same, as in the reference release.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
@@ -19,6 +22,7 @@ from rlaifv.config import PromptName
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.images import BadImageError, decode
 from rlaifv.models.base import Generation
+from rlaifv.models.branches import to_device
 
 _MANNERS = "The assistant gives helpful, detailed, and polite answers to the {}'s questions."
 SYSTEMS = {
@@ -30,6 +34,10 @@ SYSTEMS = {
 
 The release samples, trains and evaluates with `llava_v1`; LLaVA's own evaluation has `vicuna_v1`.
 """
+
+
+MAX_THREADS = 8
+"""That read images: most of the work is in C, without Python's lock."""
 
 
 class Prompter:
@@ -49,6 +57,7 @@ class Prompter:
             )
         self._system = SYSTEMS.get(prompt)
         self._source = source
+        self._threads: ThreadPoolExecutor | None = None
         self.image_id: int = self._tokenizer.convert_tokens_to_ids(processor.image_token)
         if self._tokenizer.eos_token_id is None:
             raise ConfigError(f"{source}: the tokenizer has no end-of-sequence token")
@@ -64,31 +73,41 @@ class Prompter:
 
     def prompt(self, question: str, *, row: int) -> list[int]:
         """Token ids with one placeholder for the image; raises ArtifactError naming the row."""
-        ids = self._templated(question) if self._system is None else self._llava(question)
-        if ids.count(self.image_id) != 1:
-            raise ArtifactError(
-                f"row {row}: the prompt has {ids.count(self.image_id)} image placeholders, "
-                f"expected 1; does the question contain {self._processor.image_token!r}?"
+        return self.prompts([question], rows=[row])[0]
+
+    def prompts(self, questions: Sequence[str], *, rows: Sequence[int]) -> list[list[int]]:
+        """The same for many."""
+        every = self._templated(questions) if self._system is None else self._llava(questions)
+        for ids, row in zip(every, rows, strict=True):
+            if ids.count(self.image_id) != 1:
+                raise ArtifactError(
+                    f"row {row}: the prompt has {ids.count(self.image_id)} image placeholders, "
+                    f"expected 1; does the question contain {self._processor.image_token!r}?"
+                )
+        return every
+
+    def _templated(self, questions: Sequence[str]) -> list[list[int]]:
+        texts = [
+            self._processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}],
+                add_generation_prompt=True,
+                tokenize=False,
             )
-        return ids
-
-    def _templated(self, question: str) -> list[int]:
-        parts = [{"type": "image"}, {"type": "text", "text": question}]
-        text = self._processor.apply_chat_template(
-            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=False
-        )
+            for text in questions
+        ]
         bos = self._tokenizer.bos_token
-        add_specials = bos is None or not text.startswith(bos)
-        ids: list[int] = self._tokenizer(text, add_special_tokens=add_specials)["input_ids"]
+        add_specials = bos is None or not texts[0].startswith(bos)
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=add_specials)["input_ids"]
         return ids
 
-    def _llava(self, question: str) -> list[int]:
+    def _llava(self, questions: Sequence[str]) -> list[list[int]]:
         """As LLaVA's code does it: two texts, each tokenised by itself, the image between."""
         bos = self._tokenizer.bos_token_id
         before = self._tokenizer(f"{self._system} USER: ", add_special_tokens=False)["input_ids"]
-        after = f"\n{question} ASSISTANT:"
-        tail = self._tokenizer(after, add_special_tokens=False)["input_ids"]
-        return [*([] if bos is None else [bos]), *before, self.image_id, *tail]
+        after = [f"\n{question} ASSISTANT:" for question in questions]
+        tails = self._tokenizer(after, add_special_tokens=False)["input_ids"]
+        start = [*([] if bos is None else [bos]), *before, self.image_id]
+        return [[*start, *tail] for tail in tails]
 
     def with_image(self, ids: Sequence[int], num_tokens: int) -> list[int]:
         """The placeholder repeated, once per image feature."""
@@ -126,17 +145,45 @@ class Prompter:
         text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
         return text
 
-    def pixels(self, images: Sequence[bytes], rows: Sequence[int]) -> Tensor:
-        """The images as the vision tower takes them; raises ArtifactError naming the row."""
-        pictures = []
-        for image, row in zip(images, rows, strict=True):
-            try:
-                pictures.append(decode(image))
-            except BadImageError as error:
-                raise ArtifactError(f"row {row}: image: {error}") from error
-        batch: Any = self._processor.image_processor(pictures, return_tensors="pt")
-        pixels: Tensor = batch["pixel_values"]
-        return pixels
+    def read(
+        self, images: Sequence[bytes], rows: Sequence[int], *, raw: bool
+    ) -> list[Future[Tensor]]:
+        """Each image as the vision tower takes it, [1, C, Y, X]; read by threads meanwhile.
+
+        `raw`: as bytes where that is possible, for `normalised` to finish on a GPU. `result()`
+        raises ArtifactError naming the row.
+        """
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0))))
+        transform: Any = self._processor.image_processor
+        skipped = ("do_rescale", "do_normalize")
+        raw = raw and all(getattr(transform, name, False) for name in skipped)
+        options = dict.fromkeys(skipped, False) if raw else {}
+        return [
+            self._threads.submit(self._pixels, image, row, options)
+            for image, row in zip(images, rows, strict=True)
+        ]
+
+    def _pixels(self, image: bytes, row: int, options: dict[str, bool]) -> Tensor:
+        try:
+            picture = decode(image)
+        except BadImageError as error:
+            raise ArtifactError(f"row {row}: image: {error}") from error
+        batch: Any = self._processor.image_processor([picture], return_tensors="pt", **options)
+        pixels_1: Tensor = batch["pixel_values"]
+        return pixels_1
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Images on their device; bytes become what the processor would have made of them."""
+        if pixels.dtype != torch.uint8:
+            return pixels
+        transform: Any = self._processor.image_processor
+        mean, std = (
+            to_device(torch.tensor(values).view(-1, 1, 1), pixels.device)
+            for values in (transform.image_mean, transform.image_std)
+        )
+        normalised: Tensor = (pixels.float() * transform.rescale_factor - mean) / std
+        return normalised
 
     def num_image_tokens(self, pixels: Tensor) -> int:
         """How many features the vision tower makes of each of these images."""

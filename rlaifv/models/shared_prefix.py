@@ -8,8 +8,10 @@ Shapes:  B rows;  L tokens of a row;  P tokens of a prompt;  M positions that ar
 V vocabulary.
 """
 
+import functools
 import itertools
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,12 +32,11 @@ from rlaifv.models.base import (
 from rlaifv.models.batches import batches
 from rlaifv.models.branches import (
     BranchBatch,
-    PackedRows,
     TokenRow,
     answer_sources,
     end_sources,
-    pack,
     question_rows,
+    to_device,
 )
 from rlaifv.models.decoder import NOT_FINITE, Decoder
 from rlaifv.models.generation import generate
@@ -46,7 +47,7 @@ NO = ("no", "No")
 """The words that count; the reference release's."""
 
 MAX_BRANCH_TOKENS = 4096
-"""Most question tokens in a row: the mask grows with the square of the row."""
+"""Most question tokens in a row: a mask in full grows with the square of the row."""
 
 
 class VisionSide(Protocol):
@@ -68,12 +69,22 @@ class VisionSide(Protocol):
         ...
 
 
-class _Images(NamedTuple):
-    """The different images of some rows."""
+_Pixels = dict[bytes, Future[Tensor]]
 
-    pixels: Tensor
-    of_row_B: Tensor
+
+class _Images(NamedTuple):
+    """The different images of some rows, perhaps still being read."""
+
+    reading: list[Future[Tensor]]
+    of_row: list[int]
     num_tokens: int
+
+    def of(self, rows: range) -> "_Images":
+        """Those of some rows."""
+        numbers = [self.of_row[row] for row in rows]
+        places = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
+        reading = [self.reading[number] for number in places]
+        return _Images(reading, [places[number] for number in numbers], self.num_tokens)
 
 
 class _Asked(NamedTuple):
@@ -122,25 +133,17 @@ class SharedPrefixModel:
         for rows in batches(lengths, size=self.batch_size):
             group = [prompts[row] for row in rows]
             images = self._images([prompt.image for prompt in group], rows)
-            ids = [
-                self._prefix(prompt.question, row, images)
-                for prompt, row in zip(group, rows, strict=True)
-            ]
+            ids = self._prefixes([prompt.question for prompt in group], rows, images)
             for row, tokens in zip(rows, ids, strict=True):
                 self._check_length(row, len(tokens) + decoding.max_new_tokens, None)
-            ids_BP = pad_sequence(
-                [torch.tensor(tokens) for tokens in ids],
-                batch_first=True,
-                padding_value=self._prompter.pad_id,
-            ).to(self._decoder.device)
-            features = self._side.features(images.pixels)
-            embeds_BPE = self._side.merge(ids_BP, features, images.of_row_B)
+            prefill = self._decoder.prefill(
+                functools.partial(self._embeds, ids, images),
+                [len(tokens) for tokens in ids],
+                rectangle=decoding.num_beams > 1,
+            )
+            seeds = [prompt.seeds for prompt in group]
             answers = generate(
-                self._decoder,
-                self._decoder.prefill(embeds_BPE, [len(tokens) for tokens in ids]),
-                [prompt.seeds for prompt in group],
-                decoding=decoding,
-                eos_ids=self._eos_ids,
+                self._decoder, prefill, seeds, decoding=decoding, eos_ids=self._eos_ids
             )
             for row, tokens_of_row in zip(rows, answers, strict=True):
                 generations[row] = [
@@ -155,27 +158,33 @@ class SharedPrefixModel:
         An image is seen once however many rows ask about it, and equal questions about it are
         computed once.
         """
-        prompts: dict[bytes, dict[str, _Asked]] = {}
+        asked: dict[bytes, dict[str, int]] = {}
         for number, row in enumerate(rows):
-            asked = prompts.setdefault(row.image, {})
             for question in row.questions:
-                if question not in asked:
-                    ids = self._prompter.prompt(question, row=number)
-                    asked[question] = _Asked(number, ids)
+                asked.setdefault(row.image, {}).setdefault(question, number)
         verdicts: dict[tuple[bytes, str], YesNo] = {}
-        wanted = [image for image, asked in prompts.items() if asked]
-        lengths = [sum(len(asked.ids) for asked in prompts[image].values()) for image in wanted]
-        for indices in batches(lengths, size=self.batch_size):
-            group = [wanted[index] for index in indices]
-            numbers = [next(iter(prompts[image].values())).number for image in group]
-            images = self._images(group, numbers)
+        running: list[tuple[list[tuple[bytes, str]], Tensor]] = []
+        every = list(asked)
+        groups = batches([sum(map(len, asked[image])) for image in every], size=self.batch_size)
+        first_rows = [next(iter(asked[image].values())) for image in every]
+        ahead = self._read([(every[i], first_rows[i]) for group in groups for i in group])
+        for group in groups:
+            seen = [every[i] for i in group]
+            images = self._images(seen, [first_rows[i] for i in group], ahead)
+            pairs = [(image, question) for image in seen for question in asked[image]]
+            numbers = [asked[image][question] for image, question in pairs]
+            ids = self._prompter.prompts([question for _, question in pairs], rows=numbers)
+            found = iter(map(_Asked, numbers, ids))
             units = [
                 unit
-                for index, image in enumerate(group)
-                for unit in self._question_rows(index, prompts[image].values(), images)
+                for index, image in enumerate(seen)
+                for unit in self._question_rows(
+                    index, list(itertools.islice(found, len(asked[image]))), images
+                )
             ]
-            pairs = [(image, question) for image in group for question in prompts[image]]
-            verdicts.update(zip(pairs, self._verdicts(units, images), strict=True))
+            running.append((pairs, self._sums(units, images)))
+        for pairs, sums_M2 in running:  # looked at last: a look waits for the device
+            verdicts.update(zip(pairs, self._verdicts(sums_M2), strict=True))
         return [[verdicts[row.image, question] for question in row.questions] for row in rows]
 
     @torch.inference_mode()
@@ -184,10 +193,15 @@ class SharedPrefixModel:
     ) -> list[list[Floats]]:
         """Per row and answer: log-probability in nats of each answer token, float32 [tokens]."""
         results: dict[int, list[Floats]] = {}
+        running: list[tuple[list[int], list[list[Tensor]]]] = []
         lengths = [len(row.question) + sum(map(len, row.answers)) for row in rows]
-        for group in batches(lengths, size=self.batch_size):
-            batch = self._encode([rows[row] for row in group], group, max_length)
-            for row, logps in zip(group, self.branch_logps(batch), strict=True):
+        groups = batches(lengths, size=self.batch_size)
+        ahead = self._read([(rows[row].image, row) for group in groups for row in group])
+        for group in groups:
+            batch = self._encode([rows[row] for row in group], group, max_length, ahead)
+            running.append((group, self.branch_logps(batch)))
+        for group, scored in running:  # looked at last: a look waits for the device
+            for row, logps in zip(group, scored, strict=True):
                 results[row] = [part.cpu().numpy() for part in logps]
         return [results[row] for row in range(len(rows))]
 
@@ -197,7 +211,7 @@ class SharedPrefixModel:
         batch = self._encode([Branches(image, question, ("",))], [0], None)
         features = self._side.features(batch.pixels)
         embeds_BLE = self._side.merge(batch.packed.ids_BL, features, batch.image_of_row_B)
-        hidden_ME = self._hidden(batch.packed, embeds_BLE, batch.sources_M)
+        hidden_ME = self._decoder.run(embeds_BLE, batch.packed, batch.sources_M)
         logps_V = self._decoder.logits(hidden_ME)[0].log_softmax(-1)
         best = logps_V.topk(min(count, len(logps_V)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -222,7 +236,7 @@ class SharedPrefixModel:
         if features is None:
             features = self._side.features(batch.pixels)
         embeds_BLE = self._side.merge(batch.packed.ids_BL, features, batch.image_of_row_B)
-        hidden_ME = self._hidden(batch.packed, embeds_BLE, batch.sources_M)
+        hidden_ME = self._decoder.run(embeds_BLE, batch.packed, batch.sources_M)
         return batch.split(self._decoder.target_logps(hidden_ME, batch.targets_M))
 
     def two_row_logps(
@@ -231,9 +245,10 @@ class SharedPrefixModel:
         """The plain way: the family's own forward on one full row per answer."""
         images = self._images([row.image for row in rows], range(len(rows)))
         token_rows = self._token_rows(rows, range(len(rows)), images, max_length)
+        pixels = self._pixels(images)
         results: list[list[Tensor]] = []
-        for row, image in zip(token_rows, images.of_row_B.tolist(), strict=True):
-            pixels_1 = images.pixels[image : image + 1]
+        for row, image in zip(token_rows, images.of_row, strict=True):
+            pixels_1 = pixels[image : image + 1]
             results.append([self._plain_logps(row.prefix, b, pixels_1) for b in row.branches])
         return results
 
@@ -245,19 +260,47 @@ class SharedPrefixModel:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _images(self, images: Sequence[bytes], rows: Sequence[int]) -> _Images:
+    def _read(self, images: Sequence[tuple[bytes, int]]) -> _Pixels:
+        """Starts reading images, in this order; each comes with a row that shows it."""
         first_row: dict[bytes, int] = {}
-        for image, row in zip(images, rows, strict=True):
+        for image, row in images:
             first_row.setdefault(image, row)
-        numbers = {image: number for number, image in enumerate(first_row)}
-        pixels = self._prompter.pixels(list(first_row), list(first_row.values()))
-        device = self._decoder.device
-        of_row_B = torch.tensor([numbers[image] for image in images], device=device)
-        return _Images(pixels.to(device), of_row_B, self._prompter.num_image_tokens(pixels))
+        raw = self._decoder.device.type == "cuda"
+        reading = self._prompter.read(list(first_row), list(first_row.values()), raw=raw)
+        return dict(zip(first_row, reading, strict=True))
 
-    def _prefix(self, question: str, row: int, images: _Images) -> list[int]:
-        ids = self._prompter.prompt(question, row=row)
-        return self._prompter.with_image(ids, images.num_tokens)
+    def _images(
+        self, images: Sequence[bytes], rows: Sequence[int], ahead: _Pixels | None = None
+    ) -> _Images:
+        """Of some rows; `ahead` holds them if `_read` was asked before."""
+        pixels = ahead or self._read(list(zip(images, rows, strict=True)))
+        numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
+        num_tokens = self._prompter.num_image_tokens(pixels[images[0]].result())
+        reading = [pixels[image] for image in numbers]
+        return _Images(reading, [numbers[image] for image in images], num_tokens)
+
+    def _pixels(self, images: _Images) -> Tensor:
+        """Of all images, on the device."""
+        pixels = torch.cat([each.result() for each in images.reading])
+        return self._prompter.normalised(to_device(pixels, self._decoder.device))
+
+    def _embeds(self, ids: Sequence[list[int]], images: _Images, rows: range) -> Tensor:
+        """Embeddings of some prompts, padded on the right."""
+        some = images.of(rows)
+        device, pad_id = self._decoder.device, self._prompter.pad_id
+        listed = [torch.tensor(ids[row]) for row in rows]
+        ids_BP = to_device(pad_sequence(listed, batch_first=True, padding_value=pad_id), device)
+        features = self._side.features(self._pixels(some))
+        return self._side.merge(ids_BP, features, self._on_device(some.of_row))
+
+    def _on_device(self, values: Sequence[int]) -> Tensor:
+        return to_device(torch.tensor(values), self._decoder.device)
+
+    def _prefixes(
+        self, questions: Sequence[str], rows: Sequence[int], images: _Images
+    ) -> list[list[int]]:
+        every = self._prompter.prompts(questions, rows=rows)
+        return [self._prompter.with_image(ids, images.num_tokens) for ids in every]
 
     def _check_length(self, row: int, length: int, limit: int | None) -> None:
         """Nothing is ever truncated."""
@@ -267,11 +310,6 @@ class SharedPrefixModel:
                 f"row {row}: prompt, image and answer take {length} tokens, more than {limit}"
             )
 
-    def _hidden(self, packed: PackedRows, embeds_BLE: Tensor, sources_M: Tensor) -> Tensor:
-        """Hidden states at the positions that are read, [M, E]."""
-        hidden_BLE = self._decoder.run(embeds_BLE, packed.positions_BL, packed.segments_BL)
-        return hidden_BLE.flatten(0, 1)[sources_M]
-
     def _token_rows(
         self,
         rows: Sequence[Branches],
@@ -280,28 +318,30 @@ class SharedPrefixModel:
         max_length: int | None,
     ) -> list[TokenRow]:
         token_rows = []
-        for row, number in zip(rows, numbers, strict=True):
-            prefix = self._prefix(row.question, number, images)
+        prefixes = self._prefixes([row.question for row in rows], numbers, images)
+        for row, number, prefix in zip(rows, numbers, prefixes, strict=True):
             branches = [self._prompter.answer(answer) for answer in row.answers]
             self._check_length(number, len(prefix) + max(map(len, branches)), max_length)
             token_rows.append(TokenRow(prefix, branches))
         return token_rows
 
     def _encode(
-        self, rows: Sequence[Branches], numbers: Sequence[int], max_length: int | None
+        self,
+        rows: Sequence[Branches],
+        numbers: Sequence[int],
+        max_length: int | None,
+        ahead: _Pixels | None = None,
     ) -> BranchBatch:
-        images = self._images([row.image for row in rows], numbers)
+        images = self._images([row.image for row in rows], numbers, ahead)
         token_rows = self._token_rows(rows, numbers, images, max_length)
-        packed = pack(token_rows, pad_id=self._prompter.pad_id)
+        packed, starts = self._decoder.pack(token_rows, pad_id=self._prompter.pad_id)
         branches = itertools.chain.from_iterable(row.branches for row in token_rows)
-        sources = answer_sources(token_rows, width=packed.ids_BL.shape[1])
-        device = self._decoder.device
         return BranchBatch(
-            packed.to(device),
-            images.pixels,
-            images.of_row_B,
-            torch.tensor(sources, device=device),
-            torch.tensor(list(itertools.chain.from_iterable(branches)), device=device),
+            packed,
+            self._pixels(images),
+            self._on_device(images.of_row),
+            self._on_device(answer_sources(token_rows, starts)),
+            self._on_device(list(itertools.chain.from_iterable(branches))),
             tuple(tuple(map(len, row.branches)) for row in token_rows),
         )
 
@@ -316,20 +356,24 @@ class SharedPrefixModel:
             prefix = self._prompter.with_image(row.prefix, images.num_tokens)
             yield _QuestionRow(image, TokenRow(prefix, row.branches))
 
-    def _verdicts(self, units: Sequence[_QuestionRow], images: _Images) -> Iterator[YesNo]:
-        """Probabilities at the position after each question, over the whole vocabulary."""
-        features, device = self._side.features(images.pixels), self._decoder.device
-        yes, no = self._prompter.word_ids(YES), self._prompter.word_ids(NO)
+    def _sums(self, units: Sequence[_QuestionRow], images: _Images) -> Tensor:
+        """P(yes) and P(no) after each question, over the whole vocabulary, [M, 2]; on the device."""
+        features = self._side.features(self._pixels(images))
+        yes, no = (self._on_device(self._prompter.word_ids(words)) for words in (YES, NO))
+        sums = []
         for start in range(0, len(units), self.batch_size):
             group = units[start : start + self.batch_size]
             rows = [unit.row for unit in group]
-            packed = pack(rows, pad_id=self._prompter.pad_id).to(device)
-            image_of_row_B = torch.tensor([unit.image for unit in group], device=device)
+            packed, starts = self._decoder.pack(rows, pad_id=self._prompter.pad_id)
+            image_of_row_B = self._on_device([unit.image for unit in group])
             embeds_BLE = self._side.merge(packed.ids_BL, features, image_of_row_B)
-            sources = end_sources(rows, width=packed.ids_BL.shape[1])
-            hidden_ME = self._hidden(packed, embeds_BLE, torch.tensor(sources, device=device))
+            sources_M = self._on_device(end_sources(rows, starts))
+            hidden_ME = self._decoder.run(embeds_BLE, packed, sources_M)
             p_MV = self._decoder.logits(hidden_ME).softmax(-1)
-            sums_M2 = torch.stack([p_MV[:, yes].sum(1), p_MV[:, no].sum(1)], 1)
-            if not sums_M2.isfinite().all():
-                raise ArtifactError(NOT_FINITE)
-            yield from (YesNo(p_yes, p_no) for p_yes, p_no in sums_M2.tolist())
+            sums.append(torch.stack([p_MV[:, yes].sum(1), p_MV[:, no].sum(1)], 1))
+        return torch.cat(sums)
+
+    def _verdicts(self, sums_M2: Tensor) -> list[YesNo]:
+        if not sums_M2.isfinite().all():
+            raise ArtifactError(NOT_FINITE)
+        return [YesNo(p_yes, p_no) for p_yes, p_no in sums_M2.tolist()]

@@ -3,9 +3,11 @@
 Shapes:  B prompts;  P tokens of a prompt.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +18,10 @@ from rlaifv.models.checkpoint import end_tokens
 from rlaifv.models.decoder import Decoder
 from rlaifv.models.generation import generate
 from rlaifv.models.prompting import as_generation
+
+
+def _rows_of(embeds_BPE: Tensor, rows: range) -> Tensor:
+    return embeds_BPE[rows.start : rows.stop]
 
 
 class ChatModel:
@@ -46,7 +52,11 @@ class ChatModel:
             ids = [self._encode(prompts[row], row, decoding) for row in rows]
             ids_BP = pad_sequence([torch.tensor(tokens) for tokens in ids], batch_first=True)
             embeds = self._decoder.embed(ids_BP.to(self._decoder.device))
-            prefill = self._decoder.prefill(embeds, [len(tokens) for tokens in ids])
+            prefill = self._decoder.prefill(
+                functools.partial(_rows_of, embeds),
+                [len(tokens) for tokens in ids],
+                rectangle=decoding.num_beams > 1,
+            )
             row_seeds = [[seeds[row]] for row in rows]
             answers = generate(
                 self._decoder, prefill, row_seeds, decoding=decoding, eos_ids=self._eos_ids

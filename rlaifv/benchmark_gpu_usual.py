@@ -71,7 +71,7 @@ def two_rows(bench: Bench, pairs: Sequence[Branches]) -> TwoRows:
     ids = torch.tensor([row + [prompter.pad_id] * (width - len(row)) for row in rows])
     seen = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     images = [row.image for row in pairs for _ in row.answers]
-    pixels = torch.cat([f.result() for f in prompter.read(images, range(len(rows)), raw=False)])
+    pixels = prompter.pixels(images, range(len(rows)))
     inputs = {
         "input_ids": ids.to(device),
         "attention_mask": seen.to(device),

@@ -164,6 +164,10 @@ class Prompter:
             for image, row in zip(images, rows, strict=True)
         ]
 
+    def pixels(self, images: Sequence[bytes], rows: Sequence[int]) -> Tensor:
+        """The images as the vision tower takes them, [I, C, Y, X]; errors as in `read`."""
+        return torch.cat([each.result() for each in self.read(images, rows, raw=False)])
+
     def _pixels(self, image: bytes, row: int, options: dict[str, bool]) -> Tensor:
         try:
             picture = decode(image)

@@ -32,7 +32,6 @@ SMALL = Shape(
     intermediate=1024,
     layers=6,
     heads=8,
-    vision_heads=8,
     kv_heads=8,
     vision_hidden=192,
     vision_layers=4,

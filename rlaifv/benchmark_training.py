@@ -57,7 +57,6 @@ def prepare(folder: Path) -> None:
         intermediate=688,
         layers=8,
         heads=8,
-        vision_heads=8,
         kv_heads=8,
         vocabulary=32000,
         vision_hidden=128,

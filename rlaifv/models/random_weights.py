@@ -66,7 +66,8 @@ class Shape(NamedTuple):
     """None: the tokenizer's."""
     vision_hidden: int = 32
     vision_layers: int = 3
-    vision_heads: int = 4
+    vision_heads: int | None = None
+    """None: as many as `heads`."""
     image_size: int = 28
     patch: int = 14
     initializer_range: float = 0.2
@@ -130,7 +131,7 @@ def make_llava(processor: LlavaProcessor, shape: Shape) -> LlavaForConditionalGe
             hidden_size=shape.vision_hidden,
             intermediate_size=4 * shape.vision_hidden,
             num_hidden_layers=shape.vision_layers,
-            num_attention_heads=shape.vision_heads,
+            num_attention_heads=shape.vision_heads or shape.heads,
             image_size=shape.image_size,
             patch_size=shape.patch,
         ),

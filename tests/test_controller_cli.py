@@ -104,7 +104,7 @@ def test_flags_only_change_on_purpose() -> None:
         "lineage": "--iteration --json --root run what",
         "verify": "--json --root run",
         "doctor": "--json --recipe --root",
-        "export": "--iteration --root --to run what",
+        "export": "--format --iteration --root --to run what",
         "fork": "--from --root --set new run",
         "gc": "--delete --json --older-than --root run",
         "import model": "--name --root source",

@@ -57,15 +57,20 @@ def _train(flags: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def _status(flags: argparse.Namespace) -> int:
+    from controller.paint import paint_for
     from controller.places import existing_run
-    from controller.status import read_status, status_text
+    from controller.screen import status_text, watch
+    from controller.status import EXIT_CODES, read_status
 
     place = existing_run(flags.root, flags.run)
+    if flags.watch and not flags.json:
+        return watch(place)
     status = read_status(place)
-    print(status.model_dump_json(indent=1) if flags.json else status_text(status))
+    paint = paint_for(sys.stdout)
+    print(status.model_dump_json(indent=1) if flags.json else status_text(status, paint))
     if flags.executor == "kubernetes" and not flags.json:
         print_cluster_status(flags)
-    return 0
+    return EXIT_CODES[status.state]
 
 
 def _report(flags: argparse.Namespace) -> int:

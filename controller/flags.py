@@ -29,8 +29,14 @@ def parser() -> argparse.ArgumentParser:
     _run_flags(commands.add_parser("run", help="start a run, or go on with it"))
     _evaluate_flags(commands.add_parser("evaluate", help="benchmarks of any model"))
     _train_flags(commands.add_parser("train", help="DPO on pairs that exist already"))
-    status = commands.add_parser("status", help="how far a run is")
+    status = commands.add_parser(
+        "status",
+        help="how far a run is, what went wrong, what to do next",
+        description="How far a run is, what went wrong, and what to do next.",
+        epilog="exit codes: 0 finished, 1 failed, 3 running, 4 interrupted; errors as everywhere",
+    )
     _run_argument(status)
+    status.add_argument("--watch", action="store_true", help="again and again while it runs")
     status.add_argument("--json", action="store_true", help=JSON_HELP)
     status.add_argument(
         "--executor",

@@ -22,10 +22,10 @@ def add_commands(
     """Adds render, logs, cancel and retry."""
     add = commands.add_parser
     run_flags(add("render", help="print the Kubernetes Jobs of a whole run; needs no cluster"))
-    logs = add("logs", help="the log of a shard on a cluster")
+    logs = add("logs", help="the log of a shard, from here or from a cluster")
     logs.add_argument("--stage", required=True, help="sample, verify, train, ...")
-    logs.add_argument("--iteration", type=int, default=0, help="default: 0")
-    logs.add_argument("--shard", type=int, default=0, help="its number (default: 0)")
+    logs.add_argument("--iteration", type=int, help="default: the latest (a cluster: 0)")
+    logs.add_argument("--shard", type=int, help="its number (default: the latest; a cluster: 0)")
     logs.add_argument("-f", "--follow", action="store_true", help="until it has ended")
     cancel = add("cancel", help="end a run's controller and its Jobs on a cluster")
     retry = add("retry", help="delete a run's failed Jobs on a cluster")
@@ -49,10 +49,18 @@ def _render(flags: argparse.Namespace) -> int:
 
 def _logs(flags: argparse.Namespace) -> int:
     from controller.k8s_commands import follow, logs
+    from controller.logs import find_shard, follow_local, is_local, local_log
+    from controller.places import existing_run
     from controller.plan import ShardId
 
+    place = existing_run(flags.root, flags.run)
+    if flags.cluster is None and is_local(place):
+        local = find_shard(place, flags.stage, flags.iteration, flags.shard)
+        for line in follow_local(place, local) if flags.follow else local_log(place, local):
+            print(line, flush=True)
+        return 0
     cluster = _cluster(flags)
-    shard = ShardId(flags.iteration, flags.stage, flags.shard)
+    shard = ShardId(flags.iteration or 0, flags.stage, flags.shard or 0)
     for line in follow(cluster, shard) if flags.follow else [logs(cluster, shard)]:
         print(line, flush=True)
     return 0

@@ -59,6 +59,25 @@ class Watcher:
         """Called once per choice that this controller committed."""
 
 
+class Watchers(Watcher):
+    """Several, told one after the other."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def look(self, progress: Progress) -> None:
+        for watcher in self._watchers:
+            watcher.look(progress)
+
+    def stage_done(self, iteration: int, manifest: Manifest) -> None:
+        for watcher in self._watchers:
+            watcher.stage_done(iteration, manifest)
+
+    def chosen(self, iteration: int, choice: Choice) -> None:
+        for watcher in self._watchers:
+            watcher.chosen(iteration, choice)
+
+
 class Loop:
     """Drives one run with one executor."""
 

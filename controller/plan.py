@@ -112,6 +112,8 @@ class Stop(NamedTuple):
 
     reason: str
     exit_code: int
+    shard: ShardId | None = None
+    """The one that ended the run, if one did."""
 
 
 Action = Submit | WriteManifest | Choose | Delete | Stop
@@ -303,15 +305,16 @@ def _gives_up(identity: ShardId, shard: ShardState | None) -> Stop | None:
         return None
     code = shard.exit_code
     if code in (CONFIG_EXIT, DATA_EXIT):
-        return Stop(f"{identity}: {shard.reason}", code)
+        return Stop(f"{identity}: {shard.reason}", code, identity)
     if shard.final:
-        return Stop(f"{identity}: {shard.reason}", code)
+        return Stop(f"{identity}: {shard.reason}", code, identity)
     passing = code < 0 or code > 128 or code == TRANSIENT_EXIT
     if shard.attempts < (MAX_INTERRUPTIONS if passing else MAX_FAILURES):
         return None
     ended = f"signal {-code}" if code < 0 else f"exit code {code}"
     words = shard.reason if code else "it ended with 0, but its part is not there"
-    return Stop(f"{identity}: failed {shard.attempts} times, last with {ended}: {words}", code)
+    told = f"{identity}: failed {shard.attempts} times, last with {ended}: {words}"
+    return Stop(told, code, identity)
 
 
 def _ready(

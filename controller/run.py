@@ -12,7 +12,8 @@ from typing import NamedTuple, NoReturn
 from controller.executors.base import Executor
 from controller.executors.choose import ExecutorSettings, open_platform
 from controller.executors.local import LocalSettings
-from controller.loop import Guard, Loop, unguarded
+from controller.journal import JournalWriter
+from controller.loop import Guard, Loop, Watchers, unguarded
 from controller.places import RunPlace, run_place, shown
 from controller.plan import Planner, Stop
 from controller.progress import Console
@@ -111,12 +112,13 @@ def drive_run(
 ) -> int:
     """Drives a run that is held to its end, and says how it ended; returns the exit code."""
     console = Console(config, sys.stderr)
+    journal = JournalWriter(place.store, command=order.command, executor=order.executor)
     planner = Planner(config, place.uri, executor.unit)
     loop = Loop(
         place.store,
         planner=planner,
         executor=executor,
-        watcher=console,
+        watcher=Watchers(console, journal),
         chooser=choose_checkpoint,
         guard=guard,
     )
@@ -135,6 +137,7 @@ def drive_run(
     finally:
         executor.close()
         console.close()
+        journal.close()
     return _end(stop, config, run=place.store, command=order.command)
 
 
@@ -148,7 +151,7 @@ def _end(stop: Stop, config: RunConfig, *, run: Store, command: tuple[str, ...])
         return 0
     note_stop(run, stop)
     _say(f"the run stopped: {stop.reason}")
-    _say(f"logs: python -m controller status {shlex.quote(str(run))}")
+    _say(f"more: python -m controller status {shlex.quote(str(run))}")
     _say(f"once that is mended, go on with: {shlex.join(command)}")
     # From 128 on, who reads it thinks of a signal.
     return stop.exit_code if 0 < stop.exit_code < 128 else 1

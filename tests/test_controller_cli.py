@@ -94,7 +94,7 @@ def test_flags_only_change_on_purpose() -> None:
             "--cluster --config --executor --isolated --model --name --pairs --processes --recipe "
             "--root --seed --set --threads --workers"
         ),
-        "status": "--cluster --executor --json --root run",
+        "status": "--cluster --executor --json --root --watch run",
         "logs": "--cluster --follow --iteration --root --shard --stage run",
         "cancel": "--cluster --root run",
         "retry": "--cluster --root run",
@@ -186,11 +186,16 @@ def test_a_run_that_gives_up_tells_why_in_its_exit_code_and_in_status(
     assert finish(place, exit_code=lambda shard, _: 65 if shard.stage == "claim" else 0) == 65
     assert "the run stopped: iteration 0 claim shard" in capsys.readouterr().err
     status = status_of(place)
-    assert status.state == "stopped"
+    assert status.state == "failed"
     assert status.stopped is not None
     assert "reason 65" in status.stopped.reason
-    assert main(["status", "--root", str(tmp_path)]) == 0
-    assert "It stopped: iteration 0 claim" in capsys.readouterr().out
+    assert status.error is not None
+    assert (status.error.kind, status.error.stage, status.error.ended_the_run) == ("data", "claim", True)
+    assert main(["status", "--root", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "It failed: bad data (exit code 65)\n  iteration 0 claim shard" in said
+    assert f"logs {tmp_path}/tiny --stage claim --iteration 0 --shard {status.error.shard}" in said
+    assert "  python -m controller run --name 'my run'" in said
 
 
 def test_a_damaged_artifact_ends_the_run_with_its_name(
@@ -299,7 +304,7 @@ def test_several_runs_have_to_be_named(tmp_path: Path, capsys: pytest.CaptureFix
     start(tmp_path, CONFIG_2.model_copy(update={"name": "other"}))
     assert main(["status", "--root", str(tmp_path)]) == 78
     assert "There are: other, tiny" in capsys.readouterr().err
-    assert main(["status", f"{tmp_path}/other"]) == 0
+    assert main(["status", f"{tmp_path}/other"]) == 4
 
 
 def test_failures_are_told_while_the_run_goes_on(

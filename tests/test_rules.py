@@ -19,6 +19,7 @@ READS_ENVIRONMENT = {
     "controller/executors/docker.py",
     "controller/executors/local.py",
     "controller/k8s_client.py",
+    "controller/paint.py",
     "jobs/_entry.py",
     "jobs/_forkserver.py",
     "jobs/_gang.py",

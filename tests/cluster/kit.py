@@ -69,13 +69,13 @@ def said(folder: Path) -> str:
 
 
 def controller(folder: Path, *words: str) -> str:
-    """What a command of the command line says."""
+    """What a command of the command line says; `status` tells the run's state by its code."""
     command = [sys.executable, "-m", "controller", *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode in ((0, 1, 3, 4) if words[0] == "status" else (0,)), done.stderr[-3000:]
     return done.stdout
 
 

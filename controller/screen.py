@@ -1,0 +1,204 @@
+"""What `status` prints: one screen, and what to do next."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from controller.journal import NO_SHARD
+from controller.paint import PLAIN, Colour, Paint, duration, paint_for, rate, safe
+from controller.places import RunPlace, shown
+from controller.status import (
+    EXIT_CODES,
+    LastError,
+    RunState,
+    RunStatus,
+    StageStatus,
+    read_status,
+    shown_command,
+)
+from controller.summary import table
+from controller.tables import Column, render
+from rlaifv.store import LocalBackend
+
+WATCH_S, WATCH_BUCKET_S = 2.0, 15.0
+HOME = "\x1b[H\x1b[J"
+"""Cursor to the top left, and everything below erased."""
+MARKS: dict[RunState, Colour] = {
+    "finished": "green",
+    "failed": "red",
+    "running": "cyan",
+    "interrupted": "yellow",
+}
+KINDS = {
+    "configuration": ("wrong configuration or flag", "Change the setting that it names"),
+    "data": ("bad data", "Mend or remove the row or file that it names"),
+    "passing": ("something outside failed", "Often it has passed by now"),
+    "killed": (
+        "ended by a signal",
+        "Mostly memory ran out: lower a batch_size or --workers, or ask for more memory",
+    ),
+    "program": ("error in the program", "The log has the whole traceback"),
+}
+
+
+def status_text(status: RunStatus, paint: Paint = PLAIN) -> str:
+    """The run, its stages, the last error, and what to do next."""
+    blocks = [_head(status, paint), _grid(status, paint)]
+    if details := _details(status, paint):
+        blocks.append(details)
+    if quarantined := sum(stage.quarantined or 0 for stage in status.stages):
+        blocks.append(f"{quarantined} bad input rows were set aside (folders quarantine/)")
+    if status.state != "running" and status.summary:
+        blocks.append(table(status.summary))
+    blocks += [f"{one.stage} shard {one.shard} waits: {safe(one.waits_for)}" for one in status.waits[:3]]
+    if status.error is not None:
+        blocks.append(_error(status, status.error, paint))
+    blocks.append("\n".join(_advice(status, paint)))
+    return "\n\n".join(filter(None, blocks))
+
+
+def watch(place: RunPlace, *, sleep: Callable[[float], None] = time.sleep) -> int:
+    """The screen again and again until the run is not running; returns the exit code of that."""
+    live, paint = sys.stdout.isatty(), paint_for(sys.stdout)
+    every = WATCH_S if isinstance(place.store.backend, LocalBackend) else WATCH_BUCKET_S
+    while True:
+        status = read_status(place)
+        text = status_text(status, paint)
+        sys.stdout.write(f"{HOME}{text}\n" if live else f"{text}\n\n")
+        sys.stdout.flush()
+        if status.state != "running":
+            return EXIT_CODES[status.state]
+        sleep(every)
+
+
+def _head(status: RunStatus, paint: Paint) -> str:
+    name = status.run.rpartition("/")[2]
+    state = paint(status.state, "bold", MARKS[status.state])
+    line = f"{paint(name, 'bold')}  {state}  {status.iterations_done} of {status.iterations} iterations done"
+    facts = [shown(status.run, "").rstrip("/")]
+    if status.state == "running":
+        left = "known after the first iteration"
+        if status.eta_seconds is not None:
+            left = f"about {duration(status.eta_seconds)}"
+        line += f"  time left: {left}"
+        if status.controller and status.heard_seconds_ago is not None:
+            heard = duration(max(0.0, status.heard_seconds_ago))
+            facts.append(f"driven by {status.controller}, heard of {heard} ago")
+    return "\n".join([line, *(paint(fact, "dim") for fact in facts)])
+
+
+def _grid(status: RunStatus, paint: Paint) -> str:
+    """Iterations x stages."""
+    names = list(dict.fromkeys(stage.stage for stage in status.stages))
+    columns = [Column("iteration"), *(Column(name, right=True) for name in names)]
+    numbers = sorted({stage.iteration for stage in status.stages})
+    cells = [
+        [(str(number), ()), *(_cell(one) for one in status.stages if one.iteration == number)]
+        for number in numbers
+    ]
+    plain = render(columns, [[text for text, _ in row] for row in cells]).split("\n")
+    lines = [paint(plain[0], "bold"), paint(plain[1], "dim")]
+    for line, row in zip(plain[2:], cells, strict=True):
+        lines.append(_coloured(line, row, paint))
+    if any(stage.done < stage.shards for stage in status.stages):
+        key = "a number: rows, complete   3/8: shards done   *: running   !: failed   .: not begun"
+        lines.append(paint(key, "dim"))
+    return "\n".join(lines)
+
+
+def _coloured(line: str, row: Sequence[tuple[str, tuple[Colour, ...]]], paint: Paint) -> str:
+    """Colours after the columns were aligned, so that codes take no room."""
+    done, rest = "", line
+    for text, colours in row:
+        before, _, rest = rest.partition(text)
+        done += before + paint(text, *colours)
+    return done + rest
+
+
+def _cell(stage: StageStatus) -> tuple[str, tuple[Colour, ...]]:
+    if stage.done == stage.shards:
+        return ("done" if stage.rows is None else str(stage.rows)), ("green",)
+    begun = stage.done or stage.running or stage.waiting or stage.failed
+    if not begun:
+        return ".", ("dim",)
+    marks = ("*" if stage.running else "") + ("!" if stage.failed else "")
+    colour: Colour = "red" if stage.failed else "cyan" if stage.running else "yellow"
+    return f"{stage.done}/{stage.shards}{marks}", (colour,)
+
+
+def _details(status: RunStatus, paint: Paint) -> str:
+    """The stages of the iteration under way, else of the last one."""
+    last = max((one.iteration for one in status.stages if _begun(one)), default=None)
+    if last is None:
+        return ""
+    titles = ("shards", "running", "waiting", "failed", "rows", "rate", "queued", "run", "left")
+    columns = [Column(f"iteration {last}"), *(Column(title, right=True) for title in titles)]
+    rows = [_detail(one) for one in status.stages if one.iteration == last and _begun(one)]
+    lines = render(columns, rows).split("\n")
+    note = "queued: mean wait of a shard before it starts; run: work, summed over the shards"
+    return "\n".join(
+        [paint(lines[0], "bold"), paint(lines[1], "dim"), *lines[2:], paint(note, "dim")]
+    )
+
+
+def _begun(stage: StageStatus) -> bool:
+    return bool(stage.done or stage.running or stage.waiting or stage.failed)
+
+
+def _detail(stage: StageStatus) -> list[str]:
+    queued, seconds, left = stage.queue_seconds, stage.seconds, stage.eta_seconds
+    return [
+        stage.stage,
+        f"{stage.done}/{stage.shards}",
+        *(str(number) if number else "" for number in (stage.running, stage.waiting, stage.failed)),
+        "" if stage.rows is None else str(stage.rows),
+        "" if not stage.rows_per_second else rate(stage.rows_per_second),
+        "" if queued is None else duration(queued / stage.shards),
+        "" if seconds is None else duration(seconds),
+        "" if left is None else duration(left),
+    ]
+
+
+def _error(status: RunStatus, error: LastError, paint: Paint) -> str:
+    kind, hint = KINDS[error.kind]
+    head = "It failed" if error.ended_the_run else "The last attempt that failed (it is tried again)"
+    if status.state == "interrupted":
+        head = "The last attempt that failed"
+    lines = [f"{paint(head, 'bold', 'red')}: {kind} ({_ended(error.exit_code)})"]
+    place = f"iteration {error.iteration} {error.stage} shard {error.shard}: "
+    if error.ended_the_run or error.stage is None:
+        place = ""
+    lines.append(f"  {safe(place + error.reason)}")
+    if error.stage is not None and error.shard not in (None, NO_SHARD):
+        where = ("--iteration", str(error.iteration), "--shard", str(error.shard))
+        lines.append(f"  log:  {shown_command('logs', _name(status), '--stage', error.stage, *where)}")
+    if error.ended_the_run:
+        lines.append(f"  {hint}.")
+    return "\n".join(lines)
+
+
+def _ended(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _name(status: RunStatus) -> str:
+    return shown(status.run, "").rstrip("/")
+
+
+def _advice(status: RunStatus, paint: Paint) -> Iterator[str]:
+    again = status.command or "the same `run` command as before"
+    if status.state == "failed":
+        yield paint("Next: once that is mended, start the same run again; it goes on where it was:", "bold")
+        yield f"  {safe(again)}"
+    elif status.state == "interrupted":
+        yield paint("Next: nobody drives this run. What is done is kept; go on with:", "bold")
+        yield f"  {safe(again)}"
+    elif status.state == "finished":
+        yield f"report:  {shown(status.run, 'report/index.html')}"
+        yield f"rows:    {shown_command('show', 'pairs', _name(status), '--limit', '3')}"
+        yield f"export:  {shown_command('export', 'checkpoint', _name(status), '--to', 'model')}"
+    else:
+        busy = [one for one in status.stages if one.running]
+        yield f"watch:  {shown_command('status', _name(status), '--watch')}"
+        if busy:
+            yield f"log:    {shown_command('logs', _name(status), '--stage', busy[-1].stage)}"

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from controller.loop import Progress, Watcher
 from controller.plan import CONFIG_EXIT, DATA_EXIT, TRANSIENT_EXIT, ShardId
 from rlaifv.errors import ArtifactError, TransientError
@@ -87,13 +89,13 @@ class Journal(Record):
     """UTC, ISO 8601."""
     ended: bool = False
     """It ended by itself: finished, stopped, or interrupted with Ctrl-C."""
-    clocks: list[Clock] = []
-    running: list[Running] = []
-    waits: list[Running] = []
+    clocks: list[Clock] = Field(default_factory=list)
+    running: list[Running] = Field(default_factory=list)
+    waits: list[Running] = Field(default_factory=list)
     """Shards that wait and say for what: a quota, a node, an image."""
-    failures: list[Failure] = []
+    failures: list[Failure] = Field(default_factory=list)
     """The latest ones, oldest first."""
-    active_seconds: dict[int, float] = {}
+    active_seconds: dict[int, float] = Field(default_factory=dict)
     """Of each iteration, while a controller was at work."""
 
 

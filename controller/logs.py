@@ -36,9 +36,7 @@ def is_local(place: RunPlace) -> bool:
     return not elsewhere and (place.folder / "logs").is_dir()
 
 
-def find_shard(
-    place: RunPlace, stage: str, iteration: int | None, shard: int | None
-) -> ShardId:
+def find_shard(place: RunPlace, stage: str, iteration: int | None, shard: int | None) -> ShardId:
     """The shard that a user means: by default the latest of the stage that has said something.
 
     Raises ConfigError for a stage that does not exist or has no log here.

@@ -51,6 +51,13 @@ def shown(uri: str, key: str) -> str:
     return str(local_path(full)) if full.startswith("file:") else full
 
 
+def shown_here(path: str) -> str:
+    """A path below the working directory relative to it; still with a `/`, so that it is a path."""
+    here = f"{Path.cwd()}/"
+    inner = path.removeprefix(here)
+    return inner if inner == path or "/" in inner else f"./{inner}"
+
+
 def run_names(root: Store) -> list[str]:
     """The runs directly below a root, sorted."""
     return [name for name in root.folders("") if root.exists(f"{name}/{CONFIG}")]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from controller.journal import NO_SHARD
 from controller.paint import PLAIN, Colour, Paint, duration, paint_for, rate, safe
-from controller.places import RunPlace, shown
+from controller.places import RunPlace, shown, shown_here
 from controller.status import (
     EXIT_CODES,
     LastError,
@@ -50,7 +50,9 @@ def status_text(status: RunStatus, paint: Paint = PLAIN) -> str:
         blocks.append(f"{quarantined} bad input rows were set aside (folders quarantine/)")
     if status.state != "running" and status.summary:
         blocks.append(table(status.summary))
-    blocks += [f"{one.stage} shard {one.shard} waits: {safe(one.waits_for)}" for one in status.waits[:3]]
+    blocks += [
+        f"{one.stage} shard {one.shard} waits: {safe(one.waits_for)}" for one in status.waits[:3]
+    ]
     if status.error is not None:
         blocks.append(_error(status, status.error, paint))
     blocks.append("\n".join(_advice(status, paint)))
@@ -75,7 +77,7 @@ def _head(status: RunStatus, paint: Paint) -> str:
     name = status.run.rpartition("/")[2]
     state = paint(status.state, "bold", MARKS[status.state])
     line = f"{paint(name, 'bold')}  {state}  {status.iterations_done} of {status.iterations} iterations done"
-    facts = [shown(status.run, "").rstrip("/")]
+    facts = [_name(status)]
     if status.state == "running":
         left = "known after the first iteration"
         if status.eta_seconds is not None:
@@ -132,9 +134,10 @@ def _details(status: RunStatus, paint: Paint) -> str:
     if last is None:
         return ""
     titles = ("shards", "running", "waiting", "failed", "rows", "rate", "queued", "run", "left")
-    columns = [Column(f"iteration {last}"), *(Column(title, right=True) for title in titles)]
     rows = [_detail(one) for one in status.stages if one.iteration == last and _begun(one)]
-    lines = render(columns, rows).split("\n")
+    told = [place for place in range(len(titles) + 1) if any(row[place] for row in rows)]
+    columns = [Column(f"iteration {last}"), *(Column(title, right=True) for title in titles)]
+    lines = render([columns[n] for n in told], [[row[n] for n in told] for row in rows]).split("\n")
     note = "queued: mean wait of a shard before it starts; run: work, summed over the shards"
     return "\n".join(
         [paint(lines[0], "bold"), paint(lines[1], "dim"), *lines[2:], paint(note, "dim")]
@@ -145,6 +148,11 @@ def _begun(stage: StageStatus) -> bool:
     return bool(stage.done or stage.running or stage.waiting or stage.failed)
 
 
+def _has_rows(stage: StageStatus) -> bool:
+    """Checkpoints are rows too, but nobody counts them by the second."""
+    return stage.stage not in ("train", "merge")
+
+
 def _detail(stage: StageStatus) -> list[str]:
     queued, seconds, left = stage.queue_seconds, stage.seconds, stage.eta_seconds
     return [
@@ -152,7 +160,7 @@ def _detail(stage: StageStatus) -> list[str]:
         f"{stage.done}/{stage.shards}",
         *(str(number) if number else "" for number in (stage.running, stage.waiting, stage.failed)),
         "" if stage.rows is None else str(stage.rows),
-        "" if not stage.rows_per_second else rate(stage.rows_per_second),
+        rate(stage.rows_per_second) if stage.rows_per_second and _has_rows(stage) else "",
         "" if queued is None else duration(queued / stage.shards),
         "" if seconds is None else duration(seconds),
         "" if left is None else duration(left),
@@ -161,7 +169,9 @@ def _detail(stage: StageStatus) -> list[str]:
 
 def _error(status: RunStatus, error: LastError, paint: Paint) -> str:
     kind, hint = KINDS[error.kind]
-    head = "It failed" if error.ended_the_run else "The last attempt that failed (it is tried again)"
+    head = (
+        "It failed" if error.ended_the_run else "The last attempt that failed (it is tried again)"
+    )
     if status.state == "interrupted":
         head = "The last attempt that failed"
     lines = [f"{paint(head, 'bold', 'red')}: {kind} ({_ended(error.exit_code)})"]
@@ -171,7 +181,9 @@ def _error(status: RunStatus, error: LastError, paint: Paint) -> str:
     lines.append(f"  {safe(place + error.reason)}")
     if error.stage is not None and error.shard not in (None, NO_SHARD):
         where = ("--iteration", str(error.iteration), "--shard", str(error.shard))
-        lines.append(f"  log:  {shown_command('logs', _name(status), '--stage', error.stage, *where)}")
+        lines.append(
+            f"  log:  {shown_command('logs', _name(status), '--stage', error.stage, *where)}"
+        )
     if error.ended_the_run:
         lines.append(f"  {hint}.")
     return "\n".join(lines)
@@ -182,19 +194,22 @@ def _ended(code: int) -> str:
 
 
 def _name(status: RunStatus) -> str:
-    return shown(status.run, "").rstrip("/")
+    """As one would type it here."""
+    return shown_here(shown(status.run, "").rstrip("/"))
 
 
 def _advice(status: RunStatus, paint: Paint) -> Iterator[str]:
     again = status.command or "the same `run` command as before"
     if status.state == "failed":
-        yield paint("Next: once that is mended, start the same run again; it goes on where it was:", "bold")
+        yield paint(
+            "Next: once that is mended, start the same run again; it goes on where it was:", "bold"
+        )
         yield f"  {safe(again)}"
     elif status.state == "interrupted":
         yield paint("Next: nobody drives this run. What is done is kept; go on with:", "bold")
         yield f"  {safe(again)}"
     elif status.state == "finished":
-        yield f"report:  {shown(status.run, 'report/index.html')}"
+        yield f"report:  {_name(status)}/report/index.html"
         yield f"rows:    {shown_command('show', 'pairs', _name(status), '--limit', '3')}"
         yield f"export:  {shown_command('export', 'checkpoint', _name(status), '--to', 'model')}"
     else:

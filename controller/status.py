@@ -158,9 +158,7 @@ def read_status(place: RunPlace) -> RunStatus:
     )
 
 
-def _choices(
-    run: Store, config: RunConfig, keys: frozenset[str]
-) -> Iterator[tuple[int, Choice]]:
+def _choices(run: Store, config: RunConfig, keys: frozenset[str]) -> Iterator[tuple[int, Choice]]:
     for iteration in range(config.iterations):
         if choice_key(iteration) in keys:
             yield iteration, run.read_json(choice_key(iteration), Choice)

@@ -190,7 +190,11 @@ def test_a_run_that_gives_up_tells_why_in_its_exit_code_and_in_status(
     assert status.stopped is not None
     assert "reason 65" in status.stopped.reason
     assert status.error is not None
-    assert (status.error.kind, status.error.stage, status.error.ended_the_run) == ("data", "claim", True)
+    assert (status.error.kind, status.error.stage, status.error.ended_the_run) == (
+        "data",
+        "claim",
+        True,
+    )
     assert main(["status", "--root", str(tmp_path)]) == 1
     said = capsys.readouterr().out
     assert "It failed: bad data (exit code 65)\n  iteration 0 claim shard" in said

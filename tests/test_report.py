@@ -1,5 +1,7 @@
 """The report: hostile text stays text, the figures are the run's, and nothing is loaded."""
 
+import base64
+import hashlib
 import io
 import itertools
 import json
@@ -14,16 +16,18 @@ from controller.loop import Loop, Watcher
 from controller.plan import Planner
 from controller.report.build import REPORT, write_report
 from controller.report.chart import Series, curve
-from controller.report.gather import NUM_EXAMPLES, gather
-from controller.report.page import render_page, text
+from controller.report.gather import gather
+from controller.report.markup import text
+from controller.report.page import policy, render_page
 from controller.report.picture import LONGEST, img
 from controller.report.questions import find_questions
+from controller.report.script import SCRIPT
 from controller.summary import Entry, report_metric, summarise, table
 from rlaifv.choosing import choose_checkpoint
 from rlaifv.config import BenchmarkSpec
 from rlaifv.records import Choice
 from rlaifv.store import Store, open_store
-from tests.fake_world import HOSTILE, FakeExecutor, picture, tiny_config
+from tests.fake_world import HOSTILE, NUM_INSTRUCTIONS, FakeExecutor, picture, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ class Page(HTMLParser):
         self.tags.append(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
         assert not any(name.startswith("on") for name, _ in attrs)
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -66,10 +70,12 @@ class Page(HTMLParser):
 
 def test_hostile_text_stays_text(run: Store) -> None:
     page = Page(render_page(gather(run, tiny_config())))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # ours, the only one that the policy allows
+    assert SCRIPT in page.words
+    assert base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode() in policy()
     assert page.open == []
     assert any(HOSTILE in words for words in page.words)
-    assert all(link.startswith("data:image/") for link in page.links)
+    assert all(link.startswith(("data:image/", "#")) for link in page.links)
     assert len(page.links) > 0
 
 
@@ -82,7 +88,7 @@ def test_text_that_html_forbids_is_shown_all_the_same() -> None:
 def test_the_page_shows_the_figures_and_the_pairs(run: Store) -> None:
     story = gather(run, tiny_config())
     assert [one.number for one in story.iterations] == [0, 1]
-    assert len(story.examples) == NUM_EXAMPLES
+    assert len(story.examples) == 2 * NUM_INSTRUCTIONS  # one per picture
     example = story.examples[0]
     assert {one.role for one in example.answers} == {"chosen", "rejected", ""}
     assert [one.num_rejected for one in example.answers] == [0, 1, 1]

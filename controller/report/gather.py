@@ -1,33 +1,24 @@
 """What the report shows, read from the store: bounded, however large the run."""
 
-import itertools
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-from controller.plan import WRITERS
+from controller.journal import read_journal
+from controller.report.events import Curve, read_curves
+from controller.report.examples import Example, examples_each, join, pick_pairs
+from controller.report.facts import Facts, part_keys, read_facts
 from controller.report.questions import find_questions
 from controller.summary import Entry, read_choices, summarise
 from rlaifv.benchmarks import Question
 from rlaifv.config import RunConfig
 from rlaifv.pipeline import ARTIFACTS, STAGES, Shard, manifest_key, num_shards, part_key
-from rlaifv.records import (
-    Answer,
-    Choice,
-    Claim,
-    Grade,
-    PreferencePair,
-    Record,
-    Response,
-    Verdict,
-)
-from rlaifv.store import Manifest, Store
+from rlaifv.records import Choice, Grade, Response
+from rlaifv.store import Manifest, Provenance, Store
 
-NUM_EXAMPLES = 12
-"""Examples in the page, shared out over the iterations; as many before/after answers."""
-LOOKED_AT = 256
-"""Pairs of an iteration among which examples are looked for: one row group."""
-R = TypeVar("R", bound=Record)
+NUM_COMPARISONS = 36
+"""Benchmark questions with the answers before and after."""
+MOST_FOOTERS = 256
+"""Parts of a stage whose provenance is read for what their servers cost."""
 Asked = tuple[str, str]
 """Benchmark and question id."""
 
@@ -41,6 +32,14 @@ class StageLine(NamedTuple):
     seconds: float
     """Of work, summed over the shards."""
     shards: int
+    queue_seconds: float | None
+    """Summed over the shards; None: no controller noted it."""
+    cost: float | None
+    """Of an endpoint whose prices are configured."""
+    digest: str
+    """Of the rows of its first part."""
+    origin: Provenance
+    """Of its first part."""
 
 
 class Iteration(NamedTuple):
@@ -49,34 +48,10 @@ class Iteration(NamedTuple):
     number: int
     choice: Choice
     stages: tuple[StageLine, ...]
-
-
-class Checked(NamedTuple):
-    """A claim and its verdict."""
-
-    claim: Claim
-    verdict: Verdict
-
-
-class Judged(NamedTuple):
-    """A sampled answer and what became of it."""
-
-    answer: Answer
-    claims: tuple[Checked, ...]
-    role: str
-    """`chosen`, `rejected`, or empty."""
-
-    @property
-    def num_rejected(self) -> int:
-        return sum(one.verdict.p_yes <= one.verdict.p_no for one in self.claims)
-
-
-class Example(NamedTuple):
-    """A preference pair with all the answers it was taken from."""
-
-    iteration: int
-    pair: PreferencePair
-    answers: tuple[Judged, ...]
+    facts: Facts
+    curves: tuple[Curve, ...]
+    pairing: Mapping[str, str]
+    """What `pair` noted: counts of answers and pairs, and the length ratio."""
 
 
 class BeforeAfter(NamedTuple):
@@ -103,22 +78,29 @@ class Story(NamedTuple):
 def gather(run: Store, config: RunConfig) -> Story:
     """Reads what is there of a run; iterations without a choice are left out."""
     choices = read_choices(run, config)
-    each = -(-NUM_EXAMPLES // max(1, len(choices)))
+    journal = read_journal(run)
+    queues = {(c.iteration, c.stage): c.queue_seconds for c in journal.clocks} if journal else {}
+    iterations, examples = [], []
+    for number, choice in choices.items():
+        picked = pick_pairs(run, config, number, limit=examples_each(len(choices)))
+        facts, rows = read_facts(run, config, number, {one.pair.instruction_id for one in picked})
+        examples += join(number, picked, rows)
+        lines = tuple(_stages(run, config, number, queues))
+        pairing = next((line.origin.notes for line in lines if line.stage == "pair"), {})
+        curves = read_curves(run, number)
+        iterations.append(Iteration(number, choice, lines, facts, curves, pairing))
     return Story(
         config,
         entries=summarise(config, choices),
-        iterations=tuple(
-            Iteration(number, choice, tuple(_stages(run, number)))
-            for number, choice in choices.items()
-        ),
-        examples=tuple(
-            example for number in choices for example in _examples(run, config, number, limit=each)
-        )[:NUM_EXAMPLES],
+        iterations=tuple(iterations),
+        examples=tuple(examples),
         comparisons=tuple(_comparisons(run, config, choices)),
     )
 
 
-def _stages(run: Store, iteration: int) -> Iterator[StageLine]:
+def _stages(
+    run: Store, config: RunConfig, iteration: int, queues: Mapping[tuple[int, str], float]
+) -> Iterator[StageLine]:
     for stage in STAGES.values():
         key = manifest_key(iteration, stage.writes)
         if stage.writes in ARTIFACTS and run.exists(key):
@@ -129,64 +111,26 @@ def _stages(run: Store, iteration: int) -> Iterator[StageLine]:
                 quarantined=sum(part.quarantined for part in parts),
                 seconds=sum(part.seconds for part in parts),
                 shards=len(parts),
+                queue_seconds=queues.get((iteration, stage.name)),
+                cost=_cost(run, config, iteration, stage.name),
+                digest=parts[0].rows_sha256,
+                origin=run.provenance(parts[0].key),
             )
 
 
-def _rows(run: Store, config: RunConfig, at: tuple[int, str], record: type[R]) -> Iterator[R]:
-    """Rows of every part of an artifact that is there."""
-    iteration, artifact = at
-    count = num_shards(config, WRITERS[artifact].name)
-    for index in range(count):
-        key = part_key(iteration, artifact, Shard(index, count))
-        if run.exists(key):
-            yield from run.read_part(key, record)
-
-
-def _examples(run: Store, config: RunConfig, iteration: int, *, limit: int) -> list[Example]:
-    """The pairs with the largest difference of scores among the first ones, one per image."""
-    first = list(
-        itertools.islice(_rows(run, config, (iteration, "pairs"), PreferencePair), LOOKED_AT)
-    )
-    first.sort(key=lambda pair: (pair.rejected_score - pair.chosen_score, pair.pair_id))
-    by_image: dict[str, PreferencePair] = {}
-    for pair in first:
-        by_image.setdefault(pair.image_id, pair)
-    pairs = list(by_image.values())[:limit]
-    wanted = {pair.instruction_id for pair in pairs}
-    answers: defaultdict[str, list[Answer]] = defaultdict(list)
-    for answer in _rows(run, config, (iteration, "answers"), Answer):
-        if answer.instruction_id in wanted:
-            answers[answer.instruction_id].append(answer)
-    claims = _checked_claims(run, config, iteration=iteration, wanted=wanted)
-    return [
-        Example(
-            iteration,
-            pair,
-            tuple(_judged(pair, answer, claims) for answer in answers[pair.instruction_id]),
-        )
-        for pair in pairs
-    ]
-
-
-def _checked_claims(
-    run: Store, config: RunConfig, *, iteration: int, wanted: set[str]
-) -> dict[str, list[Checked]]:
-    """Claims with their verdicts by answer."""
-    verdicts = {
-        verdict.claim_id: verdict
-        for verdict in _rows(run, config, (iteration, "verdicts"), Verdict)
-        if verdict.instruction_id in wanted
+def _cost(run: Store, config: RunConfig, iteration: int, stage: str) -> float | None:
+    """Read from the footers of stages that may have asked an endpoint; scaled up if not of all."""
+    models = {
+        "sample": config.policy,
+        "claim": config.claim.model,
+        "verify": config.verify.labeller,
     }
-    claims: defaultdict[str, list[Checked]] = defaultdict(list)
-    for claim in _rows(run, config, (iteration, "claims"), Claim):
-        if claim.claim_id in verdicts:
-            claims[claim.answer_id].append(Checked(claim, verdicts[claim.claim_id]))
-    return claims
-
-
-def _judged(pair: PreferencePair, answer: Answer, claims: Mapping[str, list[Checked]]) -> Judged:
-    role = {pair.chosen_id: "chosen", pair.rejected_id: "rejected"}.get(answer.answer_id, "")
-    return Judged(answer, tuple(claims.get(answer.answer_id, ())), role)
+    if stage not in models or models[stage].endpoint is None:
+        return None
+    keys = part_keys(run, config, iteration, STAGES[stage].writes)
+    read = keys[:MOST_FOOTERS]
+    costs = [float(run.provenance(key).notes.get("cost", "0")) for key in read]
+    return sum(costs) * len(keys) / len(read) if read else None
 
 
 def _comparisons(
@@ -197,8 +141,8 @@ def _comparisons(
     if not choices or not reported:
         return
     last = max(choices)
-    before, old = _answered(run, config, iteration=0, step=0, choice=choices[0])
-    after, new = _answered(
+    before, old = answered(run, config, iteration=0, step=0, choice=choices[0])
+    after, new = answered(
         run, config, iteration=last, step=choices[last].step, choice=choices[last]
     )
     name = reported[0].name
@@ -206,14 +150,14 @@ def _comparisons(
         key
         for key in before
         if key[0] == name and key in after and before[key].text != after[key].text
-    ][:NUM_EXAMPLES]
+    ][:NUM_COMPARISONS]
     questions = find_questions(reported[0], [question for _, question in changed])
     for key in changed:
         grades = old.get(key, ""), new.get(key, "")
         yield BeforeAfter(before[key], after[key], *grades, questions.get(key[1]))
 
 
-def _answered(
+def answered(
     run: Store, config: RunConfig, *, iteration: int, step: int, choice: Choice
 ) -> tuple[dict[Asked, Response], dict[Asked, str]]:
     """Responses and grades of one checkpoint; only its own parts are read."""

@@ -4,11 +4,13 @@ CSS = """
 :root { color-scheme: light dark; --ground: #f7f7f5; --card: #ffffff; --ink: #1d1f22;
   --soft: #61666d; --line: #dfe1e4; --response: #c2374b; --mention: #b87503; --recall: #157a6e;
   --yes: #d3efdc; --yes-ink: #14532d; --no: #fbd5d5; --no-ink: #7f1d1d; --mid: #fdf0c8;
-  --mid-ink: #6b4e00; }
+  --mid-ink: #6b4e00; --focus: #1f5fbf;
+  --k0: #7a4fc9; --k1: #157a6e; --k2: #c2374b; --k3: #b87503; --k4: #1f5fbf; --k5: #61666d; }
 @media (prefers-color-scheme: dark) { :root { --ground: #15171a; --card: #1e2125; --ink: #e9eaec;
   --soft: #9ba1a9; --line: #34383e; --response: #ff8593; --mention: #f2b44c; --recall: #5fd0c0;
   --yes: #143d26; --yes-ink: #a9e8c0; --no: #4d1b1f; --no-ink: #ffb9bd; --mid: #453a12;
-  --mid-ink: #f6dd8c; } }
+  --mid-ink: #f6dd8c; --focus: #8ab8ff;
+  --k0: #b79cf2; --k1: #5fd0c0; --k2: #ff8593; --k3: #f2b44c; --k4: #8ab8ff; --k5: #9ba1a9; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
@@ -69,6 +71,37 @@ li i { font-style: normal; opacity: .8; font-variant-numeric: tabular-nums; }
 .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 1rem; }
 .wrong { color: var(--response); font-weight: 600; }
 pre { overflow-x: auto; font-size: .8rem; }
+header nav { display: flex; flex-wrap: wrap; gap: .25rem .9rem; font-size: .9rem;
+  border-bottom: 1px solid var(--line); padding-bottom: .75rem; }
+nav a { color: var(--focus); text-decoration: none; padding: .15rem 0; }
+nav a:hover { text-decoration: underline; }
+:focus-visible { outline: 2px solid var(--focus); outline-offset: 2px; border-radius: .2rem; }
+section { scroll-margin-top: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr));
+  gap: 1rem; margin: .75rem 0 1rem; }
+svg.small-chart { min-width: 0; }
+figcaption { margin-top: .35rem; }
+svg .ring { fill: none; stroke: var(--c); stroke-width: 2; }
+svg .bar { fill: var(--k4); } svg .bar.yes { fill: var(--recall); } svg .bar.no { fill: var(--response); }
+svg .line polyline { stroke-width: 2; }
+.line-0 { --c: var(--k0); } .line-1 { --c: var(--k1); } .line-2 { --c: var(--k2); }
+.line-3 { --c: var(--k3); } .line-4 { --c: var(--k4); } .line-5 { --c: var(--k5); }
+ul.keys { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; padding: 0; margin: 0; }
+ul.keys li::before { content: ""; display: inline-block; width: 1.1rem; height: .2rem;
+  border-radius: .1rem; margin-right: .4rem; vertical-align: middle; background: var(--c); }
+.key-0 { --c: var(--k0); } .key-1 { --c: var(--k1); } .key-2 { --c: var(--k2); }
+.key-3 { --c: var(--k3); } .key-4 { --c: var(--k4); } .key-5 { --c: var(--k5); }
+.filters { display: flex; flex-wrap: wrap; gap: .6rem 1.1rem; align-items: center; margin: .75rem 0; }
+.filters[hidden] { display: none; }
+.filters label { font-size: .9rem; color: var(--soft); }
+.filters output { font-size: .9rem; color: var(--soft); margin-left: auto; }
+select, input, button { font: inherit; font-size: .9rem; color: var(--ink); background: var(--card);
+  border: 1px solid var(--line); border-radius: .35rem; padding: .25rem .5rem; }
+button { padding: .5rem 1.2rem; cursor: pointer; display: block; margin: 0 auto; }
+button[hidden], .example[hidden] { display: none; }
+input[type="search"] { width: 9rem; }
+.answer.after { border-color: var(--recall); } .answer.before { border-color: var(--response); }
+code { font-size: .8rem; }
 @media (max-width: 40rem) { .example { grid-template-columns: 1fr; }
   .example img { max-width: 15rem; } main { padding-top: 1rem; } }
 """

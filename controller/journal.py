@@ -9,7 +9,7 @@ import os
 import shlex
 import socket
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -145,7 +145,8 @@ class JournalWriter(Watcher):
         self._every = LOCAL_EVERY_S if isinstance(run.backend, LocalBackend) else BUCKET_EVERY_S
         before = read_journal(run) if run.exists(JOURNAL) else None
         self._clocks = {(one.iteration, one.stage): one for one in before.clocks} if before else {}
-        self._active = Counter(before.active_seconds if before else {})
+        self._active: defaultdict[int, float] = defaultdict(float)
+        self._active.update(before.active_seconds if before else {})
         self._failures: list[Failure] = []
         self._attempts: dict[ShardId, int] = {}
         self._counts: dict[tuple[int, str], tuple[int, int, int]] = {}

@@ -5,7 +5,7 @@ import random
 import shutil
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -54,7 +54,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 def replace_part(
-    folder: Path, config: RunConfig, artifact: str, rows: dict[str, list[object]]
+    folder: Path, config: RunConfig, artifact: str, rows: Mapping[str, Sequence[object]]
 ) -> None:
     """All rows into the first part of every iteration; the other parts become empty."""
     schema = arrow_schema(ARTIFACTS[artifact])
@@ -82,7 +82,7 @@ def enlarge(folder: Path, config: RunConfig) -> None:
     claims = [(name, answer, f"{answer}/{c}") for name, answer in answers for c in range(CLAIMS)]
     rng = random.Random(0)
     text = f"{5 * SENTENCE}{BREAKOUT}"
-    claim = {
+    claim: dict[str, Sequence[object]] = {
         "instruction_id": [one[0] for one in claims],
         "answer_id": [one[1] for one in claims],
         "claim_id": [one[2] for one in claims],
@@ -101,7 +101,10 @@ def enlarge(folder: Path, config: RunConfig) -> None:
             "finish_reason": ["stop"] * len(answers),
         },
     )
-    asked = {"text": [SENTENCE] * len(claims), "question": ["Is it so?"] * len(claims)}
+    asked: dict[str, Sequence[object]] = {
+        "text": [SENTENCE] * len(claims),
+        "question": ["Is it so?"] * len(claims),
+    }
     replace_part(folder, config, "claims", claim | asked)
     p_no = [round(1 - p, 4) for p in p_yes]
     replace_part(folder, config, "verdicts", claim | {"p_yes": p_yes, "p_no": p_no})

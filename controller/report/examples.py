@@ -120,7 +120,7 @@ def _choose(rows: Sequence[_Row], limit: int) -> list[_Row]:
 
 
 def _one_per_image(rows: Sequence[_Row], seen: set[str]) -> list[_Row]:
-    first = {}
+    first: dict[str, _Row] = {}
     for row in rows:
         if row.image_id not in seen:
             first.setdefault(row.image_id, row)

@@ -63,7 +63,7 @@ class _StoreSink:
 
     One tree at a time, in order (a state never comes before its checkpoint), and at most one more
     waits: then training does. A state is left out while the one before is still being stored. What
-    goes wrong is raised by the next call, or at the end.
+    goes wrong is raised by a later call, or at the end, and nothing is stored after it.
     """
 
     def __init__(self, run: Store, iteration: int, *, curves: Path) -> None:
@@ -110,13 +110,16 @@ class _StoreSink:
         self, key: str, save: Callable[[Path], None], *, then: Callable[[], None] | None = None
     ) -> Future[None]:
         self._wait(pending=1)
+        before = self._uploads[-1] if self._uploads else None
         with ExitStack() as stack:
             folder = stack.enter_context(self._run.new_tree(key))
             save(folder)
             rest = stack.pop_all()  # the end of `new_tree`: checksums, upload, marker
 
         def store() -> None:
-            rest.close()
+            with rest:
+                if before is not None:
+                    before.result()  # a state without its checkpoint would lose the checkpoint
             if then is not None:
                 then()
 

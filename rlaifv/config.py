@@ -184,7 +184,7 @@ class TrainConfig(Section):
     min_pairs: Positive = 8
     """With fewer pairs the iteration keeps its policy, and the choice says so."""
     max_length: Positive = 2048
-    """Longest prompt + answer in tokens; a longer pair stops training with its id."""
+    """Longest prompt + answer in tokens; `reflogp` sets longer pairs aside, with their ids."""
     gradient_checkpointing: bool = False
     loss: LossConfig = LossConfig()
     zero_stage: Literal[0, 2, 3] = 0

@@ -1,5 +1,6 @@
 import json
 import math
+import random
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -325,23 +326,25 @@ def test_resume_is_strict_about_tensors(
 
 
 @pytest.mark.slow
-def test_run_killed_with_sigkill_ends_with_the_same_bits(
+def test_run_killed_with_sigkill_at_random_steps_ends_with_the_same_bits(
     request_full: TrainRequest, tmp_path: Path
 ) -> None:
-    train(request_full, Folders(tmp_path / "undisturbed"))
-    command = [
-        sys.executable, "-m", "tests.training_support", request_full.policy.path, str(tmp_path / "killed")
-    ]  # fmt: skip
+    killed, cases = tmp_path / "killed", ({}, {"lora": LORA.model_dump()})
+    for number, case in enumerate(cases):
+        request = with_config(request_full, lora=LORA if case else None)
+        train(request, Folders(tmp_path / "undisturbed" / str(number)))
+        (killed / str(number)).mkdir(parents=True)
+        step = random.randrange(1, NUM_STEPS)
+        (killed / str(number) / f"kill-0-after-{step}").touch()
+    words = [request_full.policy.path, str(killed), *map(json.dumps, cases)]
+    command = [sys.executable, "-m", "tests.training_support", *words]
     root = Path(__file__).parents[1]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line == "progress 5\n":
-                process.kill()
-    assert process.returncode == -9
-    subprocess.run(command, cwd=root, check=True, stdout=subprocess.DEVNULL)
-    name = f"checkpoint-{NUM_STEPS}"
-    assert_same_weights(tmp_path / "undisturbed" / name, tmp_path / "killed" / name)
+    codes = [subprocess.run(command, cwd=root, check=False).returncode for _ in range(3)]
+    assert codes == [-9, -9, 0]
+    for number in range(len(cases)):
+        for step in request_full.steps:
+            name = f"{number}/checkpoint-{step}"
+            assert_same_weights(tmp_path / "undisturbed" / name, killed / name)
 
 
 def test_without_steps_nothing_is_trained(request_full: TrainRequest, tmp_path: Path) -> None:

@@ -329,7 +329,8 @@ def test_resume_is_strict_about_tensors(
 def test_run_killed_with_sigkill_at_random_steps_ends_with_the_same_bits(
     request_full: TrainRequest, tmp_path: Path
 ) -> None:
-    killed, cases = tmp_path / "killed", ({}, {"lora": LORA.model_dump()})
+    killed = tmp_path / "killed"
+    cases: list[dict[str, object]] = [{}, {"lora": LORA.model_dump()}]
     for number, case in enumerate(cases):
         request = with_config(request_full, lora=LORA if case else None)
         train(request, Folders(tmp_path / "undisturbed" / str(number)))

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-slow proof-s3 timm test-cluster test-chaos check fmt docs images cluster-up cluster-down constraints clean
+.PHONY: install demo test test-slow proof-s3 timm test-cluster test-chaos check fmt docs pictures images cluster-up cluster-down constraints clean
 
 demo: install  ## four iterations on the embedded default, then the report
 	$(BIN)/python -m controller run --iterations 4
@@ -43,6 +43,9 @@ timm: install  ## OmniLMM's image tower against timm's, which is fetched without
 
 docs: install  ## the generated tables of README and docs
 	$(BIN)/python docs/generate.py
+
+pictures: install  ## docs/report.png and docs/status.png from the demo's run (needs chromium)
+	$(BIN)/python docs/pictures.py runs/demo
 
 constraints:  ## newest versions into constraints.txt; run `make test` before you commit them
 	$(BIN)/uv pip compile pyproject.toml --extra all --extra dev --universal --python-version 3.11 \

@@ -185,7 +185,7 @@ class JournalWriter(Watcher):
     def close(self) -> None:
         """The controller ends in an orderly way."""
         self._pass_time()
-        self._counts = {}
+        self._counts = {key: (0, 0, failed) for key, (_, _, failed) in self._counts.items()}
         self._journal = self._journal.model_copy(update={"ended": True})
         self._write({})
 

@@ -30,7 +30,10 @@ MARKS: dict[RunState, Colour] = {
     "interrupted": "yellow",
 }
 KINDS = {
-    "configuration": ("wrong configuration or flag", "Change the setting that it names"),
+    "configuration": (
+        "wrong configuration, or something that it names is missing",
+        "A run's configuration cannot change: to change it, give the new run a --name of its own",
+    ),
     "data": ("bad data", "Mend or remove the row or file that it names"),
     "passing": ("something outside failed", "Often it has passed by now"),
     "killed": (

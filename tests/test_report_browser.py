@@ -3,8 +3,9 @@
 import io
 import random
 import shutil
+import subprocess
+import sys
 import time
-import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from controller.plan import Planner
 from controller.report.build import REPORT, write_report
 from rlaifv.choosing import choose_checkpoint
 from rlaifv.config import RunConfig
-from rlaifv.pipeline import ARTIFACTS, Shard, num_shards, part_key
+from rlaifv.pipeline import ARTIFACTS, CONFIG, Shard, num_shards, part_key
 from rlaifv.records import arrow_schema
 from rlaifv.store import open_store
 from tests.browser import Tab, browser
@@ -28,6 +29,14 @@ PROMPTS, ANSWERS, CLAIMS = 4000, 10, 6
 BREAKOUT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\u2029" + HOSTILE
 SENTENCE = "On the left stands a wooden table with a blue vase, and behind it a window is open. "
 MOST_BYTES = 15_000_000
+MOST_MEMORY_MB = 400
+"""Of the process that builds the page; one that has only started takes 90."""
+BUILD = """
+import resource, sys
+from controller.__main__ import main
+assert main(["report", sys.argv[1]]) == 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def fake_run(folder: Path, config: RunConfig) -> None:
@@ -134,7 +143,7 @@ def enlarge(folder: Path, config: RunConfig) -> None:
     )
 
 
-def check(tab: Tab, page: Path, *, examples: int) -> None:
+def check(tab: Tab, page: Path, *, least: int) -> None:
     """No complaint, nothing fetched, nothing run that is not ours; filters and keyboard work."""
     tab.open(page)
     assert tab.requests == [page.as_uri()]
@@ -145,8 +154,9 @@ def check(tab: Tab, page: Path, *, examples: int) -> None:
     print(f"\n{page.stat().st_size / 1e6:.2f} MB, interactive after {milliseconds:.0f} ms")
     shown = "document.querySelectorAll('#shown > article').length"
     output = "document.querySelector('#filters output').value"
-    assert tab.value(shown) == min(12, examples)
-    assert tab.value(output) == f"{min(12, examples)} of {examples} shown"
+    assert tab.value(shown) == 12
+    examples = int(tab.value(output).removeprefix("12 of ").removesuffix(" shown"))
+    assert examples >= least
     assert tab.value("document.scripts.length") == 1
     assert tab.value("document.querySelectorAll('[onerror]').length") == 0
     assert "<script>alert(" in tab.value("document.querySelector('#shown').textContent")
@@ -160,7 +170,9 @@ def check(tab: Tab, page: Path, *, examples: int) -> None:
     )
     tab.value("document.querySelector('#filters').elements.iteration.focus()")
     tab.press("1", "1")  # by keyboard: the entry that begins with 1
-    assert tab.value(output) == f"{min(12, examples // 4)} of {examples // 4} shown"
+    count = int(tab.value(output).split()[2])
+    assert abs(count - examples / 4) < 1
+    assert tab.value(shown) == min(12, count)
     of_one = (
         "[...document.querySelectorAll('#shown > article')].map((one) => one.dataset.iteration)"
     )
@@ -205,7 +217,7 @@ def test_a_small_run_works_in_a_browser(tmp_path: Path, tab: Tab) -> None:
     config = tiny_config(iterations=4)
     fake_run(tmp_path / "run", config)
     write_report(open_store(str(tmp_path / "run")), config)
-    check(tab, tmp_path / "run" / REPORT, examples=32)
+    check(tab, tmp_path / "run" / REPORT, least=32)
     check_narrow(tab, tmp_path / "run" / REPORT)
 
 
@@ -214,16 +226,13 @@ def test_a_large_run_has_a_page_below_15_mb_that_answers_at_once(tmp_path: Path,
     config = tiny_config(iterations=4)
     fake_run(tmp_path / "run", config)
     enlarge(tmp_path / "run", config)
-    run = open_store(str(tmp_path / "run"))
+    open_store(str(tmp_path / "run")).write_json_once(CONFIG, config)
     started = time.monotonic()
-    tracemalloc.start()
-    write_report(run, config)
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    print(
-        f"\nbuilt in {time.monotonic() - started:.1f} s, Python memory at most {most / 1e6:.0f} MB"
-    )
-    assert most < 200e6
+    command = [sys.executable, "-c", BUILD, str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    most = int(done.stdout.split()[-1]) / 1000
+    print(f"\nbuilt in {time.monotonic() - started:.1f} s, memory at most {most:.0f} MB")
+    assert most < MOST_MEMORY_MB
     page = tmp_path / "run" / REPORT
     assert page.stat().st_size < MOST_BYTES
-    check(tab, page, examples=240)
+    check(tab, page, least=200)

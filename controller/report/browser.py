@@ -15,7 +15,7 @@ from controller.report.picture import img
 from rlaifv.benchmarks.captions import CaptionGrade
 
 SHOWN_AT_ONCE = 6
-EXAMPLE_BYTES = 10_000_000
+EXAMPLE_BYTES = 11_000_000
 COMPARISON_BYTES = 2_000_000
 """Of HTML at most; the page says how many were left out. The rest of the page is below 1 MB."""
 

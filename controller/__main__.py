@@ -4,18 +4,15 @@ Each command imports what it needs when it is called, so that `--help` is instan
 """
 
 import argparse
-import errno
 import sys
 from collections.abc import Sequence
 
 from controller.flags import parser
 from controller.k8s_cli import COMMANDS, print_cluster_status
-from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
+from rlaifv.cli import ending
+from rlaifv.errors import ArtifactError, ConfigError
 
 __all__ = ["main", "parser"]
-
-MISTAKES = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
-"""What a path of a user's own leads to, such as a file where a folder was expected."""
 
 
 def _run(flags: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -204,28 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "fork": _fork,
         **COMMANDS,
     }
-    try:
-        if flags.command in starting:
-            return starting[flags.command](flags, words)
-        return commands[flags.command](flags)
-    except RlaifvError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `show pairs | head`
-        sys.stderr.close()
-        return 0
-    except OSError as error:
-        from rlaifv.store import explain_os_error
-
-        explained = explain_os_error(error, str(error.filename))
-        if error.errno in MISTAKES:
-            explained = ConfigError(f"{error.filename}: {error.strerror}")
-        if not isinstance(explained, RlaifvError):
-            raise
-        sys.stderr.write(f"error: {explained}\n")
-        return explained.exit_code
+    if flags.command in starting:
+        return ending(lambda: starting[flags.command](flags, words))
+    return ending(lambda: commands[flags.command](flags))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from controller.k8s_cli import add_commands
+from rlaifv.cli import Parser
 
 EXAMPLES = """\
 examples (docs/commands.md has one for every command):
@@ -19,7 +20,7 @@ JSON_HELP = "for programs"
 
 def parser() -> argparse.ArgumentParser:
     """Every command and flag there is."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="python -m controller",
         description="Runs RLAIF-V: sample, verify, pair, train, choose, and again.",
         epilog=EXAMPLES,
@@ -95,6 +96,16 @@ def _root_flag(command: argparse.ArgumentParser) -> None:
     command.add_argument("--root", default="runs", help="path or URI (default: ./runs)")
 
 
+def _set_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one value, after --config; may be repeated",
+    )
+
+
 def _run_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", nargs="?", help=RUN_HELP)
     command.add_argument("--root", default="runs", help="where runs lie (default: ./runs)")
@@ -130,7 +141,7 @@ def _reading_flags(commands: "argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _export_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("what", choices=("pairs", "checkpoint"))
+    command.add_argument("what", choices=("pairs", "checkpoint"), help="what to take away")
     command.add_argument("--format", choices=("hf",), default="hf", help="Hugging Face's layout")
     _run_argument(command)
     command.add_argument(
@@ -146,12 +157,12 @@ def _export_flags(command: argparse.ArgumentParser) -> None:
 def _import_flags(command: argparse.ArgumentParser) -> None:
     kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND")
     model = kinds.add_parser("model", help="weights, from a folder or the hub")
-    model.add_argument("source", metavar="ID_OR_PATH[@REVISION]")
+    model.add_argument("source", metavar="ID_OR_PATH[@REVISION]", help="of the model")
     model.add_argument("--name", help="below <root>/models/ (default: the id, or the folder's)")
     _root_flag(model)
     benchmark = kinds.add_parser("benchmark", help="a file or folder of questions or images")
     benchmark.add_argument("name", help="below <root>/benchmarks/")
-    benchmark.add_argument("source", metavar="PATH")
+    benchmark.add_argument("source", metavar="PATH", help="of the file or folder")
     _root_flag(benchmark)
 
 
@@ -165,22 +176,14 @@ def _fork_flags(command: argparse.ArgumentParser) -> None:
         metavar="STAGE[@ITERATION]",
         help="the first stage to be computed anew (iteration: 0)",
     )
-    command.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as with run"
-    )
+    _set_flag(command)
     _root_flag(command)
 
 
 def _run_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--recipe", default="demo", help="the configuration to begin with (demo)")
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML laid over the recipe")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change one value, after --config; may be repeated",
-    )
+    _set_flag(command)
     command.add_argument("--iterations", type=int, help="how often to go round; may grow later")
     command.add_argument("--seed", type=int, help="the same as --set seed=...")
     command.add_argument("--name", help="the run's name (default: the recipe's)")
@@ -204,9 +207,9 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--judge-model", help="default: the judge of the published scores")
     command.add_argument("--repeats", type=_positive, help="judgings per answer")
     command.add_argument("--input-price", type=float, help="of the judge, per million tokens")
-    command.add_argument("--output-price", type=float)
+    command.add_argument("--output-price", type=float, help="the same for what it writes")
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML: other settings")
-    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    _set_flag(command)
     command.add_argument("--name", help="the run's name (default: eval- and the model's)")
     _root_flag(command)
     _executor_flags(command)
@@ -222,7 +225,7 @@ def _train_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", metavar="PATH", help="folder, hub id or URI (the recipe's)")
     command.add_argument("--recipe", default="llava15_7b", help="numbers to use (llava15_7b)")
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML: other settings")
-    command.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    _set_flag(command)
     command.add_argument("--seed", type=int, help="the same as --set seed=...")
     command.add_argument("--name", help="the run's name (default: train- and the source's)")
     _root_flag(command)

@@ -3,6 +3,7 @@
 A generated part lies between `<!-- generated: NAME -->` and `<!-- end -->`.
 """
 
+import argparse
 import ast
 import inspect
 import re
@@ -11,7 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rlaifv import config, pipeline, records
+from controller.flags import parser as controller_parser
+from jobs import _flags
+from rlaifv import config, flags, pipeline, records
 
 ROOT = Path(__file__).parents[1]
 PART = re.compile(r"(<!-- generated: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -101,11 +104,54 @@ def config_reference() -> str:
     return "\n".join(parts)
 
 
+def parsers() -> list[argparse.ArgumentParser]:
+    """Of every program: `python -m controller`, the stages, `python -m rlaifv.*`."""
+    stage = _flags.parser("STAGE", f"One shard of a stage: {', '.join(pipeline.STAGES)}.")
+    return [controller_parser(), stage, *(make() for make in flags.PROGRAMS.values())]
+
+
+def command_reference() -> str:
+    """Every command with its arguments, from the parsers themselves."""
+    parts = []
+    waiting = [(parser, "") for parser in parsers()]
+    while waiting:
+        parser, purpose = waiting.pop(0)
+        inner: list[tuple[argparse.ArgumentParser, str]] = []
+        lines = []
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+                inner += [(each, helps[name]) for name, each in action.choices.items()]
+            elif action.dest != "help" and action.help != argparse.SUPPRESS:
+                needed = "required; " if action.option_strings and action.required else ""
+                lines.append(f"| `{argument(action)}` | {needed}{action.help} |")
+        waiting = inner + waiting
+        about = purpose or (parser.description or "").split("\n")[0]
+        parts.append(f"### `{parser.prog}`\n\n{about}\n")
+        if lines:
+            parts.append("\n".join(["| argument | |", "|---|---|", *lines]) + "\n")
+    return "\n".join(parts) + "\n"
+
+
+def argument(action: argparse.Action) -> str:
+    """A flag or a positional argument as one types it."""
+    name = ", ".join(action.option_strings)
+    value = action.metavar or (action.dest.upper() if name else action.dest)
+    if action.choices is not None:
+        value = " or ".join(map(str, action.choices))
+    if action.nargs == 0:
+        return name
+    if not name:
+        return f"[{value}]" if action.nargs in ("?", "*") else str(value)
+    return f"{name} {value}"
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "files": file_table,
     "stages": stage_table,
     "artifacts": artifact_reference,
     "config": config_reference,
+    "commands": command_reference,
 }
 
 

@@ -3,9 +3,9 @@
 A stage is a generator function `stage(job) -> rows`; `main` writes its rows as one atomic part.
 """
 
-import argparse
 import datetime
 import hashlib
+import inspect
 import itertools
 import json
 import logging
@@ -16,11 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from jobs._flags import parser
 from rlaifv import __version__
+from rlaifv.cli import INTERRUPTED
 from rlaifv.config import ModelSpec, RunConfig, parse_config
 from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
 from rlaifv.pipeline import (
@@ -233,12 +235,6 @@ def _id_of(row: Any) -> str:
     return next((str(getattr(row, name)) for name in names if hasattr(row, name)), str(row))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """A wrong flag is a wrong configuration: trying again cannot help."""
-        self.exit(ConfigError.exit_code, f"{self.format_usage()}{self.prog}: {message}\n")
-
-
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     """Parses `--run --iteration --shard`, runs the stage unless it is done, returns the exit code.
 
@@ -246,12 +242,7 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
     SIGTERM ends it with 143; what is not committed is removed.
     """
     name = stage.__name__
-    parser = _Parser(prog=f"python -m jobs.{name}", description=stage.__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--run", required=True, help="URI of the run, e.g. file:///runs/demo")
-    parser.add_argument("--iteration", required=True, type=int, help="0, 1, 2, ...")
-    parser.add_argument("--shard", default="0/1", help="which shard of how many, e.g. 3/8")
-    flags = parser.parse_args(argv)
+    flags = parser(name, inspect.getdoc(stage)).parse_args(argv)
     label = f"{flags.run.rstrip('/').rsplit('/', 1)[-1]} {flags.iteration} {name} {flags.shard}"
     _start_logging(label)
     try:
@@ -266,6 +257,9 @@ def main(stage: Stage, argv: Sequence[str] | None = None) -> int:
             raise
         log.error("%s: %s", type(explained).__name__, explained)
         return explained.exit_code
+    except KeyboardInterrupt:
+        log.warning("interrupted; what is not committed is removed")
+        return INTERRUPTED
     return 0
 
 

@@ -1,5 +1,10 @@
 """The checkpoint that the next iteration starts from; the controller does the same by itself."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import sys
 from collections.abc import Iterator
 

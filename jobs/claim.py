@@ -1,5 +1,10 @@
 """Atomic claims of each answer, and the yes/no questions that check them."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import sys
 from collections.abc import Iterator
 

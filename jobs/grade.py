@@ -1,5 +1,10 @@
 """A grade of each benchmark answer, by rule or by a judge."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import sys
 from collections.abc import Iterator
 

@@ -1,5 +1,10 @@
 """A chosen adapter merged into its base: the next iteration's policy as a full tree."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import sys
 from collections.abc import Iterator
 from pathlib import Path

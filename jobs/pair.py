@@ -1,5 +1,10 @@
 """Preference pairs: the answer with fewer rejected claims is chosen."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import heapq
 import itertools
 import logging

@@ -1,5 +1,10 @@
 """Log-probabilities of the pairs' answers under the policy before training, the DPO reference."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import itertools
 import sys
 from collections.abc import Iterator

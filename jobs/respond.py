@@ -1,5 +1,10 @@
 """Answers of one checkpoint to benchmark questions."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import itertools
 import sys
 from collections.abc import Iterator

@@ -1,5 +1,10 @@
 """Several answers of the policy to each instruction."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import sys
 from collections.abc import Iterator
 

@@ -4,6 +4,11 @@
 variables (PET_NPROC_PER_NODE, PET_NNODES, PET_RDZV_ENDPOINT, ...), which then starts torchrun.
 """
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import logging
 import sys
 from collections.abc import Iterator

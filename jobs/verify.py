@@ -1,5 +1,10 @@
 """The labeller's verdict on each claim."""
 
+from jobs import _flags
+
+if __name__ == "__main__":
+    _flags.look_first(__file__)
+
 import random
 import sys
 from collections.abc import Iterator

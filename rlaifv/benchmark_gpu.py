@@ -10,11 +10,14 @@ The share of the limit is the time that the work needs at the card's own rates, 
 same run (a large matrix product, a large copy), divided by the time that it took.
 """
 
-import argparse
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("benchmark_gpu")
+
 import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -292,11 +295,10 @@ def line(row: Row) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="This engine and the usual ways on one GPU.")
-    parser.add_argument("--json", type=Path, help="also write everything there")
-    parser.add_argument("--tiny", action="store_true", help="a model of a few hundred kilobytes")
-    parser.add_argument("--only", nargs="+", choices=sorted(WORKS), default=list(WORKS))
-    options = parser.parse_args(arguments)
+    options = flags.benchmark_gpu().parse_args(arguments)
+    works = options.only or list(WORKS)
+    if unknown := set(works) - set(WORKS):
+        raise SystemExit(f"--only {' '.join(unknown)}: there are {', '.join(WORKS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape, size = (Shape(), TINY) if options.tiny else (SEVEN_B, FULL)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -304,13 +306,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     facts = describe(bench)
     print(json.dumps(facts), flush=True)
     rows = []
-    for work in options.only:
+    for work in works:
         for row in WORKS[work](bench):
             rows.append(row)
             print(line(row), flush=True)
-            if options.json:
+            if options.out:
                 every = {**facts, "rows": [each._asdict() for each in rows]}
-                options.json.write_text(json.dumps(every, indent=1))
+                options.out.write_text(json.dumps(every, indent=1))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,11 @@
 tokens of the real one; seconds are CPU seconds of one thread. About half a minute.
 """
 
-import argparse
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("benchmark_kernels")
+
 import io
 import json
 import tempfile
@@ -246,9 +250,7 @@ def table(lines: Sequence[Line]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Shared prefixes against the usual ways.")
-    parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
-    options = parser.parse_args()
+    options = flags.benchmark_kernels().parse_args()
     torch.set_num_threads(1)
     lines = run()
     print(

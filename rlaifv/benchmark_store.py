@@ -8,7 +8,11 @@ comes, or with `--plain-checksums when_required` without the CRC that it compute
 store computes or verifies the SHA-256 of everything, and never overwrites.
 """
 
-import argparse
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("benchmark_store")
+
 import os
 import resource
 import shutil
@@ -80,23 +84,17 @@ class Line(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a line per measurement and the memory that it took; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--root", required=True, help="s3://bucket/prefix")
-    parser.add_argument("--tree-mb", type=int, default=1024, help="size of the tree, in MiB")
-    parser.add_argument("--parts", type=int, default=2000, help="number of small parts")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--plain-checksums", choices=["when_supported", "when_required"])
-    flags = parser.parse_args(argv)
+    given = flags.benchmark_store().parse_args(argv)
     try:
-        if not flags.root.startswith("s3://"):
-            raise ConfigError(f"--root {flags.root}: expected s3://bucket/prefix")
-        store = Store(S3Backend(flags.root))
+        if not given.root.startswith("s3://"):
+            raise ConfigError(f"--root {given.root}: expected s3://bucket/prefix")
+        store = Store(S3Backend(given.root))
         with tempfile.TemporaryDirectory() as folder:
             key = f".benchmark-{uuid.uuid4().hex[:8]}"
-            job = Job(store, Path(folder), key, _plain_client(flags.plain_checksums))
-            _make_files(job.folder, tree_mb=flags.tree_mb, parts=flags.parts)
+            job = Job(store, Path(folder), key, _plain_client(given.plain_checksums))
+            _make_files(job.folder, tree_mb=given.tree_mb, parts=given.parts)
             try:
-                _measure_all(job, flags.rounds)
+                _measure_all(job, given.rounds)
             finally:
                 store.delete(job.key)
     except RlaifvError as error:

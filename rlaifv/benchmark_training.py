@@ -4,7 +4,11 @@ On a small random LLaVA with the real 576 image tokens, in float32 on whatever d
 path runs in a process of its own, so that its peak memory is its own.
 """
 
-import argparse
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("benchmark_training")
+
 import copy
 import json
 import random
@@ -293,28 +297,17 @@ def report_growth(folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 when a target is missed."""
-    parser = argparse.ArgumentParser(prog="python -m rlaifv.benchmark_training")
-    parser.add_argument("--pairs", type=int, default=2, help="per step (2)")
-    parser.add_argument("--words", type=int, default=50, help="per answer (50)")
-    parser.add_argument("--steps", type=int, default=3, help="measured per path (3)")
-    parser.add_argument(
-        "--vocabulary", type=int, default=VOCABULARY, help=f"of the model ({VOCABULARY})"
-    )
-    parser.add_argument(
-        "--growth", action="store_true", help="our step alone, with longer answers and more pairs"
-    )
-    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
-    flags = parser.parse_args(argv)
-    if flags.measure:
-        path, folder, *numbers = flags.measure
+    given = flags.benchmark_training().parse_args(argv)
+    if given.measure:
+        path, folder, *numbers = given.measure
         print(json.dumps(measure(path, Work(Path(folder), *map(int, numbers)))))
         return 0
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
-        prepare(Path(name), vocabulary=flags.vocabulary)
-        if flags.growth:
+        prepare(Path(name), vocabulary=given.vocabulary or VOCABULARY)
+        if given.growth:
             report_growth(Path(name))
             return 0
-        return 0 if report(Work(Path(name), flags.pairs, flags.words, flags.steps)) else 1
+        return 0 if report(Work(Path(name), given.pairs, given.words, given.steps)) else 1
 
 
 if __name__ == "__main__":

@@ -9,6 +9,11 @@ answers, so the paper divides by their length:
 The reference release has no code for it. The answers may be another model's (`--generator`).
 """
 
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("best_of_n")
+
 import argparse
 import hashlib
 import json
@@ -16,13 +21,12 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlaifv.benchmarks.files import image_bytes, read_rows, text_field
+from rlaifv.cli import checked, ending
 from rlaifv.config import ModelSpec, SampleConfig, TrainConfig
-from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
+from rlaifv.errors import ArtifactError
 
 if TYPE_CHECKING:
     from rlaifv.models.base import Floats, VisionLanguageModel
@@ -162,67 +166,35 @@ def as_json(best: Best) -> str:
     return json.dumps(row)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m rlaifv.best_of_n", description="The best of N answers by self-feedback."
-    )
-    defaults, model = SampleConfig(), ModelSpec(path="-")
-    parser.add_argument("--policy", required=True, metavar="PATH", help="the aligned model")
-    parser.add_argument("--reference", required=True, metavar="PATH", help="its initial model")
-    parser.add_argument("--generator", metavar="PATH", help="who answers (default: the policy)")
-    parser.add_argument("--questions", type=Path, required=True, help="JSONL, JSON or Parquet")
-    parser.add_argument("--out", type=Path, required=True, help="JSONL: a line per question")
-    parser.add_argument("--num-samples", type=int, default=DEFAULT_N, metavar="N")
-    parser.add_argument("--temperature", type=float, default=defaults.temperature)
-    parser.add_argument("--top-p", type=float, default=defaults.top_p)
-    parser.add_argument("--top-k", type=int, default=defaults.top_k)
-    parser.add_argument("--max-new-tokens", type=int, default=defaults.max_new_tokens)
-    parser.add_argument("--beta", type=float, default=TrainConfig().beta)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=model.dtype)
-    parser.add_argument("--batch-size", type=int, default=model.batch_size)
-    return parser
-
-
-def _run(flags: argparse.Namespace) -> None:
+def _run(given: argparse.Namespace) -> int:
     from rlaifv.models import load_model  # torch: not for --help
 
-    try:
-        sample = SampleConfig(
-            temperature=flags.temperature,
-            top_p=flags.top_p,
-            top_k=flags.top_k,
-            max_new_tokens=flags.max_new_tokens,
-        )
-    except ValidationError as error:
-        raise ConfigError(f"sampling flags: {error}") from error
-    settings = Settings(flags.num_samples, sample, flags.beta, flags.seed)
-    asked = read_questions(flags.questions)
+    def chosen(*names: str) -> dict[str, Any]:
+        return {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+
+    names = ("temperature", "top_p", "top_k", "max_new_tokens")
+    sample = checked(lambda: SampleConfig(**chosen(*names)), what="a flag of sampling")
+    beta = TrainConfig().beta if given.beta is None else given.beta
+    settings = Settings(given.num_samples or DEFAULT_N, sample, beta, given.seed)
+    asked = read_questions(given.questions)
 
     def load(path: str) -> "VisionLanguageModel":
-        return load_model(ModelSpec(path=path, dtype=flags.dtype, batch_size=flags.batch_size))
+        return load_model(ModelSpec(path=path, **chosen("dtype", "batch_size")))
 
-    policy, reference = load(flags.policy), load(flags.reference)
-    models = Models(load(flags.generator) if flags.generator else policy, policy, reference)
-    draft = flags.out.with_name(f"{flags.out.name}.part")
+    policy, reference = load(given.policy), load(given.reference)
+    models = Models(load(given.generator) if given.generator else policy, policy, reference)
+    draft = given.out.with_name(f"{given.out.name}.part")
     with draft.open("w", encoding="utf-8") as file:
         file.writelines(f"{as_json(best)}\n" for best in best_of_n(models, asked, settings))
-    draft.replace(flags.out)
+    draft.replace(given.out)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes `--out` once all questions are answered; the exit code is the error's."""
-    parser = _parser()
-    flags = parser.parse_args(argv)
-    if flags.num_samples < 1:
-        parser.error(f"--num-samples: expected at least 1, got {flags.num_samples}")
+    given = flags.best_of_n().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        _run(flags)
-    except RlaifvError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+    return ending(lambda: _run(given))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,11 @@ The call of the reference release. A LoRA checkpoint is given as its own folder;
 one that its adapter_config.json names.
 """
 
-import argparse
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("chat")
+
 import base64
 import binascii
 import io
@@ -18,8 +22,9 @@ from typing import TypedDict
 import torch
 from PIL import Image
 
+from rlaifv.cli import ending
 from rlaifv.config import ModelSpec
-from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
+from rlaifv.errors import ArtifactError
 from rlaifv.models import load_local
 from rlaifv.models.base import Decoding, Prompt
 from rlaifv.places import local_path
@@ -94,22 +99,15 @@ def image_bytes(image: str | bytes | Path | Image.Image) -> bytes:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or the error's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlaifv.chat", description=__doc__)
-    parser.add_argument("--model", required=True, help="folder, hub id, or folder of an adapter")
-    parser.add_argument("--image", required=True, help="path or base64")
-    parser.add_argument("--question", required=True)
-    parser.add_argument("--base", help="base model of an adapter, if not the one it names")
-    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
-    given = parser.parse_args(arguments)
-    try:
-        if given.max_new_tokens < 1:
-            raise ConfigError(f"--max-new-tokens is {given.max_new_tokens}, expected at least 1")
-        model = RLAIFVChat(given.model, base=given.base, max_new_tokens=given.max_new_tokens)
+    given = flags.chat().parse_args(arguments)
+
+    def work() -> int:
+        length = given.max_new_tokens or MAX_NEW_TOKENS
+        model = RLAIFVChat(given.model, base=given.base, max_new_tokens=length)
         print(model.chat({"image": given.image, "question": given.question}))
-    except RlaifvError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+        return 0
+
+    return ending(work)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """`python -m rlaifv.merge --base B --adapter A --out O`: a LoRA adapter into a full checkpoint."""
 
-import argparse
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("merge")
+
 import logging
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlaifv.errors import ConfigError, RlaifvError
+from rlaifv.cli import ending
+from rlaifv.errors import ConfigError
 
 
 def merge(base: str, adapter: str, out: Path) -> float:
@@ -36,19 +41,15 @@ def merge(base: str, adapter: str, out: Path) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlaifv.merge", description=__doc__)
-    parser.add_argument("--base", required=True, help="folder, URI or hub id of the full model")
-    parser.add_argument("--adapter", required=True, help="folder or URI of the adapter (PEFT)")
-    parser.add_argument("--out", required=True, type=Path, help="folder to make")
-    flags = parser.parse_args(argv)
+    given = flags.merge().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        difference = merge(flags.base, flags.adapter, flags.out)
-    except RlaifvError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    print(f"{flags.out}: merged; largest difference {difference:.1e} nats per token")
-    return 0
+
+    def work() -> int:
+        difference = merge(given.base, given.adapter, given.out)
+        print(f"{given.out}: merged; largest difference {difference:.1e} nats per token")
+        return 0
+
+    return ending(work)
 
 
 if __name__ == "__main__":

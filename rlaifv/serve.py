@@ -5,6 +5,11 @@ one image; greedy, sampling; `logprobs` for the first token of an answer (`max_t
 request at a time goes through the model: for throughput use the engine itself, or vLLM.
 """
 
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("serve")
+
 import argparse
 import base64
 import binascii
@@ -16,6 +21,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from rlaifv.cli import checked, ending
 from rlaifv.config import ModelSpec
 from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
 from rlaifv.models import load_text_model, load_trainable
@@ -200,21 +206,15 @@ class Server(ThreadingHTTPServer):
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; serves until it is interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m rlaifv.serve", description=__doc__)
-    parser.add_argument("--model", required=True, help="folder or hub id")
-    parser.add_argument("--family", default="auto", help="text: a chat model without images")
-    parser.add_argument("--prompt", default="auto", help="as in ModelSpec")
-    parser.add_argument("--dtype", default="bfloat16", help="as in ModelSpec")
-    parser.add_argument("--host", default="127.0.0.1", help="there is no authentication")
-    parser.add_argument("--port", type=int, default=8000)
-    given = parser.parse_args(arguments)
+    given = flags.serve().parse_args(arguments)
     logging.basicConfig(level=logging.INFO)
+    return ending(lambda: _serve(given))
+
+
+def _serve(given: argparse.Namespace) -> int:
     values = {key: getattr(given, key) for key in ("family", "prompt", "dtype")}
-    try:
-        engine = Engine(ModelSpec.model_validate({"path": given.model, **values}))
-    except RlaifvError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    spec = checked(lambda: ModelSpec(path=given.model, **values), what="a flag of the model")
+    engine = Engine(spec)
     with Server(engine, host=given.host, port=given.port) as server:
         log.info("serving model=%s address=%s:%d", given.model, *server.server_address[:2])
         try:

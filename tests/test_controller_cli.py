@@ -342,7 +342,7 @@ def test_a_terminal_has_a_live_line_that_goes_away() -> None:
 def test_a_number_that_cannot_be_is_refused(flag: str) -> None:
     with pytest.raises(SystemExit) as error:
         main(["run", flag, "0"])
-    assert error.value.code == 2
+    assert error.value.code == 78
 
 
 def test_a_folder_that_cannot_be_written_is_named(

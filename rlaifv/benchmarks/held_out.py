@@ -6,7 +6,11 @@ The result is the `path` of a benchmark of kind `object_halbench`, mode `chair`,
 `images` the same folder (docs/benchmarks.md). CHAIR needs no judge, so that choosing costs nothing.
 """
 
-import argparse
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("benchmarks.held_out")
+
 import hashlib
 import json
 import random
@@ -19,7 +23,8 @@ from typing import NamedTuple
 from rlaifv.benchmarks.coco import find_files, stream
 from rlaifv.benchmarks.files import NumberedRow, read_rows, read_text
 from rlaifv.benchmarks.object_halbench import parse_image_id
-from rlaifv.errors import ArtifactError, RlaifvError
+from rlaifv.cli import ending
+from rlaifv.errors import ArtifactError
 from rlaifv.prompts import DESCRIPTION_REQUESTS
 
 COUNT = 500
@@ -97,25 +102,19 @@ def read_excluded(path: Path) -> set[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the question file; the exit code is the error's."""
-    parser = argparse.ArgumentParser(prog="python -m rlaifv.benchmarks.held_out")
-    parser.add_argument("--coco", type=Path, required=True, help="annotation files")
-    parser.add_argument("--images", type=Path, required=True, help="folder of their images")
-    parser.add_argument("--exclude", type=Path, action="append", default=[], help="repeatable")
-    parser.add_argument("--count", type=int, default=COUNT)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    flags = parser.parse_args(argv)
-    try:
-        excluded = {image_id for path in flags.exclude for image_id in read_excluded(path)}
+    given = flags.held_out().parse_args(argv)
+
+    def work() -> int:
+        excluded = {image_id for path in given.exclude for image_id in read_excluded(path)}
+        count = given.count or COUNT
         rows = held_out_questions(
-            flags.coco, flags.images, excluded=excluded, count=flags.count, seed=flags.seed
+            given.coco, given.images, excluded=excluded, count=count, seed=given.seed
         )
-    except RlaifvError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    flags.out.write_text("".join(f"{json.dumps(row._asdict())}\n" for row in rows))
-    print(f"{len(rows)} questions; {len(excluded)} images were excluded")
-    return 0
+        given.out.write_text("".join(f"{json.dumps(row._asdict())}\n" for row in rows))
+        print(f"{len(rows)} questions; {len(excluded)} images were excluded")
+        return 0
+
+    return ending(work)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,13 @@ Every check asks the engine in two ways that must agree; the ways differ in what
 rows. Anyone who adds a family runs this on a small random checkpoint, and once on the real one.
 """
 
-import argparse
+from rlaifv import flags
+
+if __name__ == "__main__":
+    flags.look_first("models.check")
+
 import io
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -14,8 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rlaifv.cli import checked, ending
 from rlaifv.config import ModelSpec
-from rlaifv.errors import ArtifactError, RlaifvError
+from rlaifv.errors import ArtifactError
 from rlaifv.models import load_local
 from rlaifv.models.base import Branches, Decoding, ImageQuestions, Prompt
 from rlaifv.models.branches import TrainableModel
@@ -164,23 +170,21 @@ def check(model: Checked, *, tolerance: float) -> list[Finding]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 when all hold, 1 when not, or the error's exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rlaifv.models.check", description=__doc__)
-    parser.add_argument("model", help="folder or hub id")
-    parser.add_argument("--dtype", choices=sorted(TOLERANCES), default="float32")
-    parser.add_argument("--prompt", default="auto", help="as in ModelSpec")
-    given = parser.parse_args(arguments)
-    values = {"path": given.model, "dtype": given.dtype, "prompt": given.prompt}
-    try:
-        model = load_local(ModelSpec.model_validate(values))
-        findings = check(model, tolerance=TOLERANCES[given.dtype])
-    except RlaifvError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    for finding in findings:
-        print(
-            f"{'FAILS' if finding.problem else 'holds'}  {finding.check}  {finding.problem}".rstrip()
-        )
-    return int(any(finding.problem for finding in findings))
+    given = flags.models_check().parse_args(arguments)
+
+    def work() -> int:
+        values = {"path": given.model, "dtype": given.dtype, "prompt": given.prompt}
+        spec = checked(lambda: ModelSpec.model_validate(values), what="a flag of the model")
+        findings = check(load_local(spec), tolerance=TOLERANCES[given.dtype])
+        if given.json:
+            print(json.dumps([finding._asdict() for finding in findings], indent=1))
+        else:
+            for finding in findings:
+                word = "FAILS" if finding.problem else "holds"
+                print(f"{word}  {finding.check}  {finding.problem}".rstrip())
+        return int(any(finding.problem for finding in findings))
+
+    return ending(work)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-slow proof-s3 timm test-cluster test-chaos check fmt docs pictures images cluster-up cluster-down constraints clean
+.PHONY: install demo test test-slow proof-s3 timm test-cluster test-chaos check fmt docs docs-run pictures images cluster-up cluster-down constraints clean
 
 demo: install  ## four iterations on the embedded default, then the report
 	$(BIN)/python -m controller run --iterations 4
@@ -40,6 +40,9 @@ install: .venv/installed  ## everything, into .venv
 timm: install  ## OmniLMM's image tower against timm's, which is fetched without torchvision
 	$(BIN)/python -m pip install -q --target build/timm --no-deps timm==1.0.31
 	$(BIN)/python -m tests.timm_tower build/timm
+
+docs-run: install  ## every command of README and docs that can run here, on tiny data
+	$(BIN)/python -m pytest -s -m slow tests/test_docs_run.py
 
 docs: install  ## the generated tables of README and docs
 	$(BIN)/python docs/generate.py

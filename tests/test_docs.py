@@ -1,0 +1,81 @@
+"""Every command, link and picture of README and docs is real."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs_commands import PAGES, ROOT, Command, check, commands, stray, words_of
+
+ALL = [command for page in PAGES for command in commands(page)]
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+@pytest.mark.parametrize("command", ALL, ids=str)
+def test_a_command_is_one_that_our_parsers_take(command: Command) -> None:
+    if (
+        "COMMAND" in command.text or "..." in command.text
+    ):  # a pattern of commands, within a sentence
+        assert command.text.startswith("python -m")
+        return
+    check(command.text)
+
+
+@pytest.mark.parametrize("command", [c for c in ALL if c.runs], ids=str)
+def test_a_command_that_is_not_marked_needs_nothing_that_is_not_here(command: Command) -> None:
+    """Whatever is clearly a GPU's, a cluster's or a bucket's must say `# needs ...`."""
+    assert words_of(command.text)[0] in ("python", "make", ".")
+    assert not re.search(
+        r"s3://|--executor|llava|openbmb|torchrun|https?://|[A-Z]{3,} ", command.text
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "python -m controller rum",
+        "python -m controller run --recipee demo",
+        "python -m controller run --recipe no_such",
+        "python -m controller run --set sample.num_answer=3",
+        "python -m jobs.sample --run file:///x",
+        "python -m rlaifv.chatt",
+        "make domo",
+        "torchrun --nproc-per-node 8 -m -- jobs.train --run URI",
+        "curl example.org",
+    ],
+)
+def test_a_wrong_command_would_be_found(wrong: str) -> None:
+    with pytest.raises(Exception, match=r"\w"):
+        check(wrong)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_stand_in_sh_blocks_only(page: Path) -> None:
+    assert stray(page) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    for target in _LINK.findall(page.read_text(encoding="utf-8")):
+        if not re.match(r"https?:", target):
+            path, _, anchor = target.partition("#")
+            assert (page.parent / path).exists(), target
+            assert not anchor, "name the section in words: anchors go stale unseen"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_that_are_named_exist(page: Path) -> None:
+    for name in re.findall(r"\bdocs/[\w-]+\.\w+", page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"({name})" in index} == pages
+
+
+def test_readme_states_the_licences_and_both_citations() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for needed in ("Apache-2.0", "CC BY-NC 4.0", "LLaMA", "Vicuna", "yu2024rlaifv", "yu2024rlhfv"):
+        assert needed in text

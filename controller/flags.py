@@ -20,7 +20,7 @@ JSON_HELP = "for programs"
 
 def parser() -> argparse.ArgumentParser:
     """Every command and flag there is."""
-    top = Parser(
+    top: argparse.ArgumentParser = Parser(
         prog="python -m controller",
         description="Runs RLAIF-V: sample, verify, pair, train, choose, and again.",
         epilog=EXAMPLES,

@@ -65,8 +65,8 @@ def commands(page: Path) -> Iterator[Command]:
             if line.strip() and not line.startswith("#"):
                 yield Command(page, first, line, not (marked or _NEEDS.search(line)))
     for span in _INLINE.finditer(_FENCE.sub("", text)):
-        line = text.count("\n", 0, text.index(span[0])) + 1
-        yield Command(page, line, " ".join(span[1].split()), runs=False)
+        number = text.count("\n", 0, text.index(span[0])) + 1
+        yield Command(page, number, " ".join(span[1].split()), runs=False)
 
 
 def stray(page: Path) -> list[str]:

@@ -85,6 +85,23 @@ def _report(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(flags: argparse.Namespace) -> int:
+    from controller.compare import compare
+    from controller.compare_text import comparison_text
+    from controller.paint import paint_for
+    from controller.places import existing_run
+
+    sides = [existing_run(flags.root, name) for name in (flags.run_a, flags.run_b)]
+    found = compare(*sides, limit=flags.limit)
+    paint = paint_for(sys.stdout)
+    print(found.model_dump_json(indent=1) if flags.json else comparison_text(found, paint))
+    if flags.html is not None:
+        from controller.report.comparison import write_comparison
+
+        write_comparison(flags.html, *sides)
+    return 0
+
+
 def _doctor(flags: argparse.Namespace) -> int:
     from controller.doctor import diagnose, diagnosis_text
 
@@ -190,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {
         "status": _status,
         "report": _report,
+        "compare": _compare,
         "show": _show,
         "ls": _ls,
         "lineage": _lineage,

@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add_commands(commands, run_flags=_run_flags, run_argument=_run_argument)
     report = commands.add_parser("report", help="write report/index.html and summary.json anew")
     _run_argument(report)
+    _compare_flags(commands.add_parser("compare", help="settings, metrics, answers of two runs"))
     _reading_flags(commands)
     _export_flags(commands.add_parser("export", help="pairs or a checkpoint as a hub folder"))
     _fork_flags(commands.add_parser("fork", help="a new run that keeps the first stages of one"))
@@ -138,6 +139,15 @@ def _reading_flags(commands: "argparse._SubParsersAction[argparse.ArgumentParser
     _run_argument(verify)
     for command in (listing, show, lineage, verify):
         command.add_argument("--json", action="store_true", help=JSON_HELP)
+
+
+def _compare_flags(command: argparse.ArgumentParser) -> None:
+    for name in ("run_a", "run_b"):
+        command.add_argument(name, help="name below --root, or a path or URI")
+    _root_flag(command)
+    command.add_argument("--limit", type=_natural, default=5, help="answers side by side (5)")
+    command.add_argument("--html", type=Path, metavar="FILE", help="also write a page")
+    command.add_argument("--json", action="store_true", help=JSON_HELP)
 
 
 def _export_flags(command: argparse.ArgumentParser) -> None:

@@ -361,7 +361,7 @@ def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
 
 def changed_fields(old: RunConfig, new: RunConfig) -> list[str]:
     """`section.key: old -> new` for every difference, sorted; a grown `iterations` is none."""
-    left, right = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    left, right = flat_fields(old.model_dump(mode="json")), flat_fields(new.model_dump(mode="json"))
     if new.iterations >= old.iterations:
         right["iterations"] = left["iterations"]
     keys = sorted(set(left) | set(right))
@@ -372,10 +372,11 @@ def changed_fields(old: RunConfig, new: RunConfig) -> list[str]:
     ]
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat_fields(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, keys joined with dots."""
     if not isinstance(value, dict) or not value:
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():
-        flat |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flat_fields(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat

@@ -99,6 +99,7 @@ def test_flags_only_change_on_purpose() -> None:
         "cancel": "--cluster --root run",
         "retry": "--cluster --root run",
         "report": "--root run",
+        "compare": "--html --json --limit --root run_a run_b",
         "ls": "--json --root run",
         "show": "--iteration --json --limit --root --where names what",
         "lineage": "--iteration --json --root run what",

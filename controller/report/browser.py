@@ -5,6 +5,7 @@ until the script shows them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -48,19 +49,39 @@ def examples_section(examples: Sequence[Example]) -> str:
     )
 
 
-def comparisons_section(comparisons: Sequence[BeforeAfter]) -> str:
-    """Answers of the untrained and of the last policy to the same questions."""
-    articles, _ = _within(map(_comparison, comparisons), COMPARISON_BYTES)
+class Wording(NamedTuple):
+    """What a page calls two sets of answers to the same questions."""
+
+    title: str
+    lead: str
+    before: str
+    after: str
+    choice: str
+
+
+TRAINED = Wording(
+    "The same question, before and after",
+    "Questions that were never trained on. Better: fewer things named that are not there.",
+    "untrained",
+    "after the last iteration",
+    "after training",
+)
+
+
+def comparisons_section(
+    comparisons: Sequence[BeforeAfter], wording: Wording = TRAINED, most: int = COMPARISON_BYTES
+) -> str:
+    """Two answers to each question, side by side."""
+    articles, _ = _within((_comparison(one, wording) for one in comparisons), most)
     if not articles:
         return ""
     options = {"": "all", "better": "better", "worse": "worse", "same": "neither"}
     choices = "".join(f'<option value="{key}">{name}</option>' for key, name in options.items())
     form = (
-        '<form class="filters" id="compare" hidden><label>after training '
+        f'<form class="filters" id="compare" hidden><label>{wording.choice} '
         f'<select name="way">{choices}</select></label><output></output></form>'
     )
-    lead = "Questions that were never trained on. Better: fewer things named that are not there."
-    return section("answers", "The same question, before and after", form, *articles, lead=lead)
+    return section("answers", wording.title, form, *articles, lead=wording.lead)
 
 
 def _interleaved(examples: Sequence[Example]) -> Iterator[Example]:
@@ -147,7 +168,7 @@ def _claim(checked: Checked) -> str:
     )
 
 
-def _comparison(one: BeforeAfter) -> str:
+def _comparison(one: BeforeAfter, wording: Wording) -> str:
     where = text(f"{one.before.benchmark}, {one.before.question_id}")
     asked, image = (one.question.question, one.question.image) if one.question else ("", None)
     question = f'<p class="text"><b>{text(asked)}</b></p>' if asked else ""
@@ -155,8 +176,8 @@ def _comparison(one: BeforeAfter) -> str:
         f'<div class="answer {role}"><span class="tag">{tag}</span><p class="text">'
         f'{text(answer.text)}</p><p class="soft small text">{_grade(grade)}</p></div>'
         for role, tag, answer, grade in (
-            ("before", "untrained", one.before, one.grade_before),
-            ("after", "after the last iteration", one.after, one.grade_after),
+            ("before", wording.before, one.before, one.grade_before),
+            ("after", wording.after, one.after, one.grade_after),
         )
     )
     return (

@@ -89,7 +89,7 @@ def pick_pairs(run: Store, config: RunConfig, iteration: int, *, limit: int) -> 
     picked: dict[str, Picked] = {}
     for (key, group), mine in sorted(by_group.items()):
         names = list(PreferencePair.model_fields)
-        (table,) = run.read_columns(key, names, groups={group})
+        (table,) = run.read_columns(key, names, groups=[group])
         found = table.take(pa.array([row.place[2] for row in mine])).to_pylist()
         for pair in parse_rows(PreferencePair, found, file=f"{run}/{key}"):
             small = pair.model_copy(update={"image": Image(bytes=b"", path=pair.image.path)})

@@ -16,6 +16,8 @@ from rlaifv.pipeline import ARTIFACTS, Shard, num_shards, part_key
 from rlaifv.records import Answer, Claim, Record, Verdict, parse_rows
 from rlaifv.store import Store
 
+GROUPS_AT_ONCE = 16
+"""Row groups read together: 4,096 rows without pictures are some 10 MB."""
 NUM_BINS = 20
 """Of the p(yes) histogram."""
 MOST_CLAIMS = 20
@@ -64,10 +66,11 @@ class Wanted(NamedTuple):
 def tables(
     run: Store, config: RunConfig, at: tuple[int, str], names: Sequence[str] | None = None
 ) -> Iterator[pa.Table]:
-    """Row groups of every part of an artifact that is there."""
+    """Some row groups at a time, of every part of an artifact that is there."""
     iteration, artifact = at
     for key in part_keys(run, config, iteration, artifact):
-        yield from run.read_columns(key, names or list(ARTIFACTS[artifact].model_fields))
+        columns = names or list(ARTIFACTS[artifact].model_fields)
+        yield from run.read_columns(key, columns, at_once=GROUPS_AT_ONCE)
 
 
 def part_keys(run: Store, config: RunConfig, iteration: int, artifact: str) -> list[str]:

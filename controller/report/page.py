@@ -60,17 +60,22 @@ def render_page(story: Story) -> str:
             _configuration(story),
         ]
     )
+    return frame(f"RLAIF-V: {name}", _head(story), body)
+
+
+def frame(title: str, head: str, body: str) -> str:
+    """A page of ours around HTML of ours; `title` is escaped already."""
     links = "".join(
-        f'<a href="#{anchor}">{title}</a>'
-        for anchor, title in LINKS.items()
+        f'<a href="#{anchor}">{name}</a>'
+        for anchor, name in LINKS.items()
         if f'<section id="{anchor}">' in body
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy()}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>RLAIF-V: {name}</title><style>{CSS}</style></head>\n"
-        f'<body><main><header>{_head(story)}<nav aria-label="Sections">{links}</nav></header>'
+        f"<title>{title}</title><style>{CSS}</style></head>\n"
+        f'<body><main><header>{head}<nav aria-label="Sections">{links}</nav></header>'
         f"{body}</main><script>{SCRIPT}</script></body></html>\n"
     )
 

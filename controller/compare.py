@@ -29,6 +29,7 @@ LEVEL = 0.95
 RATIOS = {
     "response_hallucination": ("hallucinated_captions", "captions_with_objects"),
     "mention_hallucination": ("hallucinated_mentions", "mentions"),
+    "chair_s": ("hallucinated_captions", "captions"),
     "recall": ("correct", "truth"),
     "mean_words": ("words", "captions"),
 }

@@ -15,6 +15,10 @@ _CODES: dict[Colour, str] = {
 }
 
 
+_STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories: control, format, surrogate, private, unassigned, separators of lines."""
+
+
 class Paint:
     """Colours words, or leaves them as they are."""
 
@@ -38,7 +42,7 @@ def paint_for(stream: TextIO) -> Paint:
 def safe(text: str) -> str:
     """Without control characters: what a model or a file said must not steer a terminal."""
     return "".join(
-        one if one == "\n" or unicodedata.category(one)[0] != "C" else "\ufffd" for one in text
+        "\ufffd" if one != "\n" and unicodedata.category(one) in _STEERING else one for one in text
     )
 
 

@@ -14,6 +14,12 @@ from controller.report.page import frame
 from controller.report.questions import find_questions
 from controller.summary import Entry
 
+LINKS = {
+    "loop": "Metrics",
+    "candidates": "Iterations",
+    "answers": "Answers",
+    "configuration": "Configuration",
+}
 MOST_ANSWERS = 200
 MOST_BYTES = 8_000_000
 WORDING = Wording(
@@ -39,7 +45,7 @@ def _page(found: Comparison, left: Side, right: Side) -> str:
         f"B: {text(found.b)}, {text(found.b_policy)}</p>"
     )
     body = _metrics(found) + _loops(found) + _answers(found, left, right) + _config(found)
-    return frame(f"RLAIF-V: {names[0]} and {names[1]}", head, body)
+    return frame(f"RLAIF-V: {names[0]} and {names[1]}", head, body, LINKS)
 
 
 def _metrics(found: Comparison) -> str:

@@ -4,7 +4,7 @@ At most 14 MB: examples and answers have byte budgets (`browser`), everything el
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from controller.report.browser import comparisons_section, examples_section
 from controller.report.chart import Series, curve
@@ -63,11 +63,11 @@ def render_page(story: Story) -> str:
     return frame(f"RLAIF-V: {name}", _head(story), body)
 
 
-def frame(title: str, head: str, body: str) -> str:
+def frame(title: str, head: str, body: str, names: Mapping[str, str] = LINKS) -> str:
     """A page of ours around HTML of ours; `title` is escaped already."""
     links = "".join(
         f'<a href="#{anchor}">{name}</a>'
-        for anchor, name in LINKS.items()
+        for anchor, name in names.items()
         if f'<section id="{anchor}">' in body
     )
     return (

@@ -48,7 +48,7 @@ def test_curves_are_those_that_training_wrote(tmp_path: Path) -> None:
     curves = Curves(folder, start=0)
     for step in range(1, 2 * MOST_POINTS + 1):
         values = {name: float(step + place) for place, name in enumerate(names)}
-        curves.add(StepMetrics(**(values | {"step": step})))
+        curves.add(StepMetrics(step, *(values[name] for name in names[1:])))
     curves.close()
     (file,) = folder.iterdir()
     found = list(scalars(file.read_bytes()))

@@ -53,6 +53,29 @@ def test_weights_that_do_not_fit_are_refused(folder: Path, change: str) -> None:
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "found"),
+    [
+        (("patch_size",), 28, "28x28 pixels and 1 tokens"),
+        (("patch_size",), 7, "28x28 pixels and 16 tokens"),
+        (("vision_feature_select_strategy",), "full", "28x28 pixels and 5 tokens"),
+        (("image_processor", "crop_size"), {"height": 56, "width": 56}, "56x56 pixels and 16 tok"),
+    ],
+)
+def test_a_processor_whose_image_tokens_do_not_fit_the_tower_is_refused(
+    folder: Path, place: tuple[str, ...], value: object, found: str
+) -> None:
+    path = folder / "processor_config.json"
+    config = inner = json.loads(path.read_text())
+    for name in place[:-1]:
+        inner = inner[name]
+    assert inner[place[-1]] != value
+    inner[place[-1]] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=f"{found}.*, the vision tower takes 28x28 and 4"):
+        _load(folder)
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -22,7 +22,7 @@ from rlaifv.models.branches import TrainableModel
 from rlaifv.models.checkpoint import Checkpoint, end_tokens, find_checkpoint, load_module
 from rlaifv.models.endpoint import EndpointModel
 from rlaifv.models.generic import GenericModel
-from rlaifv.models.llava import Llava
+from rlaifv.models.llava import Llava, check_processor
 from rlaifv.models.memory import back_off
 from rlaifv.models.omnilmm import OmniLMM, OmniLMMForCausalLM, make_prompter
 from rlaifv.models.original import has_original_processor, make_processor
@@ -87,9 +87,11 @@ def _load_llava(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
         processor = make_processor(checkpoint.folder, module.config)
     else:
         processor = load_processor(source)
+    prompter = Prompter(processor, source=source, prompt=spec.prompt)
+    check_processor(prompter, module.config, source=source)
     return SharedPrefixModel(
         Llava(module),
-        Prompter(processor, source=source, prompt=spec.prompt),
+        prompter,
         batch_size=spec.batch_size,
         eos_ids=end_tokens(module, processor.tokenizer),
     )

@@ -3,13 +3,22 @@
 Shapes:  B rows;  L tokens of a row;  I images;  F features of an image;  E width;  V vocabulary.
 """
 
+import io
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import CLIPVisionModel, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
+from rlaifv.errors import ArtifactError
 from rlaifv.models.lines import compiled
+from rlaifv.models.prompting import Prompter
 
 
 class Llava:
@@ -46,6 +55,28 @@ class Llava:
             input_ids=ids_L.unsqueeze(0), pixel_values=pixels_1, use_cache=False
         ).logits
         return logits_1LV[0]
+
+
+def check_processor(prompter: Prompter, config: LlavaConfig, *, source: str) -> None:
+    """Raises ArtifactError unless an image gets as many tokens as the tower makes features of it.
+
+    Where there are fewer, features would go to the wrong places without a word. Towers other than
+    CLIP's are not checked.
+    """
+    vision = config.vision_config
+    if not isinstance(vision, CLIPVisionConfig):
+        return
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 24)).save(picture, "PNG")
+    pixels = prompter.pixels([picture.getvalue()], [0])
+    side, dropped = vision.image_size, config.vision_feature_select_strategy == "default"
+    features = (side // vision.patch_size) ** 2 + int(not dropped)
+    found, wanted = (*pixels.shape[-2:], prompter.num_image_tokens(pixels)), (side, side, features)
+    if found != wanted:
+        raise ArtifactError(
+            "{}: the processor makes {}x{} pixels and {} tokens of an image, "
+            "the vision tower takes {}x{} and {}".format(source, *found, *wanted)
+        )
 
 
 def _is_clip(tower: Any) -> bool:

@@ -1,11 +1,14 @@
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.training import TrainRequest, train
 from rlaifv.training.schedule import make_plan
+from rlaifv.training.scoring import Answers, score_pair
 from tests.training_support import (
     CONFIG,
     Folders,
@@ -48,6 +51,27 @@ def test_gradient_that_is_not_finite_stops_before_the_step(
     sink = Folders(tmp_path)
     with pytest.raises(ArtifactError, match=rf"gradient's norm is (inf|nan).*{min(first)}"):
         train(with_config(request_full, beta=3e38), sink)
+    assert sink.metrics == []
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_pairs_of_the_pass_whose_gradient_is_not_finite_are_named(
+    request_full: TrainRequest, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = next(make_plan(request_full.reflogps, CONFIG, seed=0).batches())
+
+    def broken(policy: Answers, *others: Any, **options: Any) -> Any:
+        if others[1].pair_id == first[1]:
+            policy.chosen_T.register_hook(lambda gradient: gradient * math.inf)
+        return score_pair(policy, *others, **options)
+
+    monkeypatch.setattr("rlaifv.training.trainer.score_pair", broken)
+    sink = Folders(tmp_path)
+    with pytest.raises(ArtifactError, match="gradient's norm is") as caught:
+        train(with_config(request_full, micro_batch_size=size), sink)
+    named = re.findall(r"pair-\d\d", str(caught.value))
+    assert first[1] in named
+    assert len(named) == size
     assert sink.metrics == []
 
 

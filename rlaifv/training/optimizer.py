@@ -138,6 +138,13 @@ class MasterAdamW:
         self._adamw.zero_grad(set_to_none=True)
         return norm.item()
 
+    def drop_gradients(self) -> float:
+        """Forgets what `backward` has added since the last update; its norm, of this process alone."""
+        gradients = [master.grad for master in self._masters.values() if master.grad is not None]
+        norm = nn.utils.get_total_norm(gradients).item()
+        self._adamw.zero_grad(set_to_none=True)
+        return norm
+
     def state(self) -> dict[str, Tensor]:
         """Of every process: they all hold the same."""
         tensors = {f"weights/{name}": master.detach() for name, master in self._masters.items()}

@@ -194,13 +194,32 @@ class _Training:
         norm = self._updates.update(rate)
         if not math.isfinite(norm):
             raise ArtifactError(
-                f"training: the gradient's norm is {norm} for the batch of pairs "
-                f"{', '.join(sorted(batch))}; the update was not made or is not kept"
+                f"training: the gradient's norm is {norm} for pairs "
+                f"{', '.join(sorted(self._culprits(batch, micros)))}; "
+                "the update was not made or is not kept"
             )
         self._step += 1
         means_M = counted_PM[:, 1:].double().mean(0).tolist()
         self._losses.append(means_M[0])
         return StepMetrics._make((self._step, *means_M, rate, norm))
+
+    def _culprits(self, batch: Sequence[str], micros: Sequence[MicroBatch]) -> Sequence[str]:
+        """The pairs of passes whose own gradient is not finite; the whole batch where none is, or
+        where gradients are spread over processes."""
+        updates, rows = self._updates, list[Tensor]()
+        if not isinstance(updates, MasterAdamW):
+            return batch
+        for micro in micros:
+            counted_P = self._micro_batch(micro, len(batch))[:, :1]
+            finite = math.isfinite(updates.drop_gradients())
+            rows.append(torch.cat([counted_P, torch.full_like(counted_P, finite)], 1))
+        rank, size = self._processes.rank, self._request.config.micro_batch_size
+        gathered_P2 = self._processes.gather(_padded(torch.cat(rows), len(batch))).cpu()
+        finite_P = gathered_P2[gathered_P2[:, 0] > 0][:, 1].tolist()
+        pair_ids = _gathered_ids(batch, rank.num_processes, size)
+        return [
+            name for name, finite in zip(pair_ids, finite_P, strict=True) if not finite
+        ] or batch
 
     def _answer_tokens(self, pair_id: str) -> int:
         row = self._request.reflogps[pair_id]

@@ -46,7 +46,9 @@ class Command(NamedTuple):
     line: int
     text: str
     runs: bool
-    """Whether `make docs-run` runs it."""
+    """Whether `make docs-run` runs it: it stands in a block, and is not marked."""
+    marked: bool = False
+    """Whether it says `# needs ...`."""
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -63,7 +65,8 @@ def commands(page: Path) -> Iterator[Command]:
         marked = bool(lines) and lines[0].startswith("#") and bool(_NEEDS.match(lines[0]))
         for line in lines:
             if line.strip() and not line.startswith("#"):
-                yield Command(page, first, line, not (marked or _NEEDS.search(line)))
+                needs = marked or bool(_NEEDS.search(line))
+                yield Command(page, first, line, runs=not needs, marked=needs)
     for span in _INLINE.finditer(_FENCE.sub("", text)):
         number = text.count("\n", 0, text.index(span[0])) + 1
         yield Command(page, number, " ".join(span[1].split()), runs=False)

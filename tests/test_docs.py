@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from controller.__main__ import main
+from tests.commands_support import finished_run, keeping_config
 from tests.docs_commands import PAGES, ROOT, Command, check, commands, stray, words_of
 
 ALL = [command for page in PAGES for command in commands(page)]
+LOOKING = {"status", "report", "show", "ls", "lineage", "verify", "export", "gc", "fork", "doctor"}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -79,3 +82,26 @@ def test_readme_states_the_licences_and_both_citations() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for needed in ("Apache-2.0", "CC BY-NC 4.0", "LLaMA", "Vicuna", "yu2024rlaifv", "yu2024rlhfv"):
         assert needed in text
+
+
+def looks_on(command: Command) -> bool:
+    """Whether it only reads a run that is there, by names that are there."""
+    words = words_of(command.text) if not command.marked else []
+    ours = words[:3] == ["python", "-m", "controller"] and words[3:4] != []
+    return ours and words[3] in LOOKING and not re.search(r"s3://|\b[A-Z]{2,}\b", command.text)
+
+
+def test_commands_that_read_a_run_work_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also those within sentences and tables, on a run of stand-in stages."""
+    config = keeping_config(iterations=4)
+    finished_run(tmp_path / "runs", config.model_copy(update={"name": "demo"}))
+    monkeypatch.chdir(tmp_path)
+    looking = {command.text: command for command in ALL if looks_on(command)}
+    assert {words_of(text)[3] for text in looking} == LOOKING
+    words = {text: words_of(text)[3:] for text in looking}
+    for text in sorted(looking, key=lambda text: "fork" in words[text]):  # then there are two runs
+        if not {"mine", "rows"} & set(words[text]):  # of the reader's own data: `make docs-run`
+            code = main(words[text])
+            assert code == 0, f"{looking[text]}: {text}: {capsys.readouterr().err}"

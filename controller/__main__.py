@@ -199,9 +199,26 @@ def _fork(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _completion(flags: argparse.Namespace) -> int:
+    from controller.completion import SCRIPTS
+
+    print(SCRIPTS[flags.shell], end="")
+    return 0
+
+
+def _propose(words: Sequence[str]) -> int:
+    from controller.completion import candidates
+
+    for word in candidates(parser(), words):
+        print(word)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Mistakes end with a message, not a traceback."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["completion"] and words[2:3] == ["--words"]:  # a shell asks, at a TAB
+        return ending(lambda: _propose(words[3:]))  # they may be any: nothing for argparse
     flags = parser().parse_args(words)
     starting = {"run": _run, "evaluate": _evaluate, "train": _train}
     commands = {
@@ -213,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "lineage": _lineage,
         "verify": _verify,
         "doctor": _doctor,
+        "completion": _completion,
         "export": _export,
         "gc": _gc,
         "import": _import,

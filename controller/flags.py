@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from controller.completion import SHELLS
 from controller.k8s_cli import add_commands
 from rlaifv.cli import Parser
 
@@ -69,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     _root_flag(doctor)
     doctor.add_argument("--recipe", help="also: what a run of this recipe lacks here")
     doctor.add_argument("--json", action="store_true", help=JSON_HELP)
+    completion = commands.add_parser("completion", help="a script for your shell's TAB key")
+    completion.add_argument("shell", choices=SHELLS, help="whose script to print")
     return top
 
 

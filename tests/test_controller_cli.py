@@ -108,6 +108,7 @@ def test_flags_only_change_on_purpose() -> None:
         "export": "--format --iteration --root --to run what",
         "fork": "--from --root --set new run",
         "gc": "--delete --json --older-than --root run",
+        "completion": "shell",
         "import model": "--name --root source",
         "import benchmark": "--root name source",
     }

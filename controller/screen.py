@@ -18,6 +18,7 @@ from controller.status import (
 )
 from controller.summary import table
 from controller.tables import Column, render
+from rlaifv.pipeline import STAGES
 from rlaifv.store import LocalBackend
 
 WATCH_S, WATCH_BUCKET_S = 2.0, 15.0
@@ -42,6 +43,14 @@ KINDS = {
     ),
     "program": ("error in the program", "The log has the whole traceback"),
 }
+
+
+STORIES = ("pair", "grade", "train", "sample")
+"""Stages whose rows tell most, the first one that a run has."""
+
+
+def _stages(status: RunStatus) -> set[str]:
+    return {one.stage for one in status.stages}
 
 
 def status_text(status: RunStatus, paint: Paint = PLAIN) -> str:
@@ -212,9 +221,14 @@ def _advice(status: RunStatus, paint: Paint) -> Iterator[str]:
         yield paint("Next: nobody drives this run. What is done is kept; go on with:", "bold")
         yield f"  {safe(again)}"
     elif status.state == "finished":
-        yield f"report:  {_name(status)}/report/index.html"
-        yield f"rows:    {shown_command('show', 'pairs', _name(status), '--limit', '3')}"
-        yield f"export:  {shown_command('export', 'checkpoint', _name(status), '--to', 'model')}"
+        rows = next(
+            (STAGES[one].writes for one in STORIES if one in _stages(status)), "instructions"
+        )
+        if status.summary:
+            yield f"report:  {_name(status)}/report/index.html"
+        yield f"rows:    {shown_command('show', rows, _name(status), '--limit', '3')}"
+        if status.summary:
+            yield f"export:  {shown_command('export', 'checkpoint', _name(status), '--to', 'model')}"
     else:
         busy = [one for one in status.stages if one.running]
         yield f"watch:  {shown_command('status', _name(status), '--watch')}"

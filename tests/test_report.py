@@ -24,9 +24,11 @@ from controller.report.questions import find_questions
 from controller.report.script import SCRIPT
 from controller.summary import Entry, report_metric, summarise, table
 from rlaifv.choosing import choose_checkpoint
-from rlaifv.config import BenchmarkSpec
-from rlaifv.records import Choice
+from rlaifv.config import BenchmarkSpec, EndpointConfig, RunConfig
+from rlaifv.pipeline import CONFIG, Shard, part_key
+from rlaifv.records import Answer, Choice
 from rlaifv.store import Store, open_store
+from tests.commands_support import finished_run
 from tests.fake_world import HOSTILE, NUM_INSTRUCTIONS, FakeExecutor, picture, tiny_config
 
 
@@ -77,6 +79,46 @@ def test_hostile_text_stays_text(run: Store) -> None:
     assert any(HOSTILE in words for words in page.words)
     assert all(link.startswith(("data:image/", "#")) for link in page.links)
     assert len(page.links) > 0
+
+
+def test_reasons_notes_and_provenance_are_text_too(run: Store) -> None:
+    """Whatever a file says: the choice, the notes of a stage, its image and inputs."""
+    story = gather(run, tiny_config())
+    hostile = f"</script><script>alert(1)</script>{HOSTILE}"
+    first = story.iterations[0]
+    origin = first.stages[0].origin.model_copy(
+        update={"image": hostile, "code_version": hostile, "inputs": {hostile: hostile}}
+    )
+    candidate = first.choice.candidates[0].model_copy(update={"remark": hostile})
+    choice = first.choice.model_copy(update={"reason": hostile, "candidates": [candidate]})
+    worse = first._replace(
+        choice=choice,
+        stages=(first.stages[0]._replace(origin=origin, digest=hostile),),
+        pairing={"answers": hostile},
+    )
+    config = story.config.model_copy(update={"recipe": hostile})
+    page = Page(render_page(story._replace(config=config, iterations=(worse,))))
+    assert page.tags.count("script") == 1
+    assert page.open == []
+    assert sum(words.count("<script>alert(1)") for words in page.words) >= 6
+
+
+def test_what_servers_cost_is_added_up(tmp_path: Path) -> None:
+    endpoint = EndpointConfig(url="http://nowhere/v1", input_price=1.0)
+    config = tiny_config(iterations=1)
+    policy = config.policy.model_copy(update={"endpoint": endpoint})
+    place = finished_run(tmp_path, config.model_copy(update={"policy": policy}))
+    for number in range(2):
+        key = part_key(0, "answers", Shard(number, 2))
+        rows = list(place.store.read_part(key, Answer))
+        origin = place.store.provenance(key).model_copy(update={"notes": {"cost": "1.25"}})
+        place.store.delete(key)
+        place.store.write_part(key, rows, record=Answer, origin=lambda origin=origin: origin)
+    story = gather(place.store, place.store.read_json(CONFIG, RunConfig))
+    costs = {line.stage: line.cost for line in story.iterations[0].stages}
+    assert costs["sample"] == 2.5
+    assert costs["verify"] is None
+    assert "Paid to endpoints, at the configured prices: 2.50" in render_page(story)
 
 
 def test_text_that_html_forbids_is_shown_all_the_same() -> None:

@@ -6,13 +6,14 @@ import random
 import threading
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from controller.__main__ import main
 from controller.journal import JOURNAL, Journal, JournalWriter, error_class
 from controller.lock import hold
-from controller.logs import find_shard, follow_local
+from controller.logs import find_shard, follow_local, is_local
 from controller.loop import Progress
 from controller.paint import Paint, duration, paint_for, rate, safe
 from controller.places import RunPlace, run_place
@@ -22,6 +23,7 @@ from controller.screen import status_text, watch
 from controller.status import EXIT_CODES, read_status
 from rlaifv.errors import ConfigError
 from rlaifv.pipeline import CONFIG
+from rlaifv.store import Backend, Store
 from tests.commands_support import ORDER, finished_run
 from tests.fake_world import FakeExecutor, run_fake_stage, tiny_config
 
@@ -199,6 +201,50 @@ def test_watching_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert looks == 1
     said = capsys.readouterr().out
     assert said.index("tiny  running") < said.index("tiny  finished")
+
+
+def test_a_run_without_choices_points_at_what_it_has(tmp_path: Path) -> None:
+    config = tiny_config(iterations=1).model_copy(update={"stages": ("prepare", "sample")})
+    text = status_text(read_status(finished_run(tmp_path, config)))
+    assert "tiny  finished  1 of 1 iterations done" in text
+    assert "show answers" in text
+    assert "report" not in text
+
+
+class Elsewhere:
+    """A back end that is no folder of this machine, as far as anybody can tell."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ended", "state"),
+    [(5, False, "running"), (5, True, "interrupted"), (300, False, "interrupted")],
+)
+def test_a_bucket_run_is_alive_while_its_controller_writes(
+    tmp_path: Path, seconds: int, ended: bool, state: str
+) -> None:
+    place = start(tmp_path)
+    at = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=seconds)).isoformat()
+    journal = Journal(
+        controller="process 7 on pod-1",
+        command="x",
+        executor="kubernetes",
+        started=at,
+        at=at,
+        ended=ended,
+    )
+    place.store.write_bytes(JOURNAL, journal.model_dump_json().encode())
+    local_log(place, "sample", 0, "of another run of that name\n")
+    bucket = place._replace(store=Store(cast(Backend, Elsewhere(place.store.backend))))
+    assert read_status(bucket).state == state
+    assert not is_local(bucket)  # its logs are on the cluster
+    if state == "running":
+        assert "driven by process 7 on pod-1, heard of 5" in status_text(read_status(bucket))
 
 
 class Terminal(io.StringIO):

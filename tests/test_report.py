@@ -1,11 +1,13 @@
 """The report: hostile text stays text, the figures are the run's, and nothing is loaded."""
 
 import base64
+import functools
 import hashlib
 import io
 import itertools
 import json
 import random
+from copy import deepcopy
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -113,7 +115,7 @@ def test_what_servers_cost_is_added_up(tmp_path: Path) -> None:
         rows = list(place.store.read_part(key, Answer))
         origin = place.store.provenance(key).model_copy(update={"notes": {"cost": "1.25"}})
         place.store.delete(key)
-        place.store.write_part(key, rows, record=Answer, origin=lambda origin=origin: origin)
+        place.store.write_part(key, rows, record=Answer, origin=functools.partial(deepcopy, origin))
     story = gather(place.store, place.store.read_json(CONFIG, RunConfig))
     costs = {line.stage: line.cost for line in story.iterations[0].stages}
     assert costs["sample"] == 2.5

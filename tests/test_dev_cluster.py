@@ -36,3 +36,17 @@ def test_kind_makes_the_cluster_where_it_is(tmp_path: Path) -> None:
     assert calls == ["kind get clusters", create]
     assert run(tmp_path, "load", "a:1")[1] == ["kind load docker-image --name rlaifv-dev a:1"]
     assert run(tmp_path, "down")[1] == ["kind delete cluster --name rlaifv-dev"]
+
+
+def test_what_a_machine_lacks_is_said_in_one_line(tmp_path: Path) -> None:
+    environment = {"PATH": str(tmp_path)}  # no Go
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "able"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    reason = "Go >= 1.24 is needed" if os.geteuid() == 0 else "root is needed"
+    assert done.stderr.startswith(f"cluster: {reason}")
+    assert done.stderr.count("\n") == 1
+    assert run(tmp_path, "able") == (0, [])
+    environment["KUBECONFIG"] = "/anything"
+    assert subprocess.run([sys.executable, str(SCRIPT), "able"], env=environment).returncode == 0

@@ -1,4 +1,4 @@
-"""A real single-node Kubernetes for development, without Docker: `python k8s/dev/cluster.py up|down|status`.
+"""A real single-node Kubernetes for development, without Docker: `python k8s/dev/cluster.py up|down|status|able`.
 
 Where docker and kind are, kind makes the cluster; the rest of this file is for where they are not.
 
@@ -289,8 +289,18 @@ def down() -> None:
     machine.remove_masquerade()
     machine.remove_cgroups()
     call("ip", "link", "delete", BRIDGE, check=False)
+    machine.remove_records()
     shutil.rmtree(STATE, ignore_errors=True)
-    say("down")
+    if left := machine.leftovers():
+        raise ClusterError("still there after all was stopped:\n" + "\n".join(left))
+    say("down: no process, mount, bridge or rule is left")
+
+
+def able() -> None:
+    """Whether a cluster can be had here; the reason why not is for people."""
+    if os.environ.get("KUBECONFIG") or machine.kind_answers():
+        return
+    machine.need_all()
 
 
 def status() -> None:
@@ -312,6 +322,7 @@ def status() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = {
+        "able": lambda: able(),
         "setup": lambda: programs.setup(),
         "build": lambda: programs.build(),
         "up": lambda: up(flags.owner),

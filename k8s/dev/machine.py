@@ -39,6 +39,10 @@ PROGRAMS = {
     "gcc": "gcc",
 }
 """What is needed besides Go, and Debian's package that has it."""
+DAEMONS = {
+    *("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet"),
+    *("kube-proxy", "coredns", "containerd", "containerd-shim-runc-v2"),
+}
 TRIES = 4
 KIND = "rlaifv-dev"
 
@@ -78,6 +82,18 @@ def need_root() -> None:
         raise ClusterError("root is needed (packages, bridge, mounts, containers)")
 
 
+def need_all() -> None:
+    """Raises ClusterError for what nobody but a person can change about this machine."""
+    if sys.platform != "linux":
+        raise ClusterError(f"Linux is needed, and this is {sys.platform}")
+    need_root()
+    if not shutil.which("go"):
+        raise ClusterError("Go >= 1.24 is needed to build the Kubernetes programs")
+    missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
+    if missing and not shutil.which("apt-get"):
+        raise ClusterError(f"missing: {', '.join(missing)} (names of Debian's packages)")
+
+
 def install_packages() -> None:
     """What is missing, by apt-get; a mirror may fail for a moment, so more than once."""
     missing = [package for program, package in PROGRAMS.items() if not shutil.which(program)]
@@ -110,12 +126,30 @@ def kind_answers() -> bool:
     return subprocess.run(["docker", "info"], capture_output=True, check=False).returncode == 0
 
 
+def kubeconfig() -> Path:
+    """Of the cluster that `up` makes here."""
+    return CACHE / "kind.kubeconfig" if kind_answers() else STATE / "admin.kubeconfig"
+
+
+def host() -> str:
+    """This machine's address for pods."""
+    if not kind_answers():
+        return GATEWAY
+    gateways = "{{range .IPAM.Config}}{{.Gateway}} {{end}}"
+    found = call("docker", "network", "inspect", "--format", gateways, "kind").split()
+    return next(address for address in found if "." in address)
+
+
+def image(kind: str) -> str:
+    """The name under which the cluster gets one of our images."""
+    return f"rlaifv-{kind}:test" if kind_answers() else f"localhost/rlaifv-{kind}:test"
+
+
 def kind_up() -> None:
-    kubeconfig = f"{CACHE}/kind.kubeconfig"
     CACHE.mkdir(parents=True, exist_ok=True)
     if KIND not in call("kind", "get", "clusters", check=False).split():
-        call("kind", "create", "cluster", "--name", KIND, "--kubeconfig", kubeconfig)
-    say(f"is up: export KUBECONFIG={kubeconfig}")
+        call("kind", "create", "cluster", "--name", KIND, "--kubeconfig", str(kubeconfig()))
+    say(f"is up: export KUBECONFIG={kubeconfig()}")
 
 
 def kind_load(image: str) -> None:
@@ -307,6 +341,37 @@ def rules_position(chain: str) -> str:
         "iptables", "-t", "nat", "-L", "POSTROUTING", "--line-numbers", "-n", check=False
     )
     return next((line.split()[0] for line in listing.splitlines() if chain in line), "0")
+
+
+def remove_records() -> None:
+    """What the kubelet and the bridge plugin keep outside our state: links to logs, results."""
+    for link in Path("/var/log/containers").glob("*.log"):
+        if link.is_symlink() and str(link.readlink()).startswith(f"{STATE}/"):
+            link.unlink()
+    for record in Path("/var/lib/cni/results").glob("rlaifv-dev-*"):
+        record.unlink()
+
+
+def leftovers() -> list[str]:
+    """What there still is of a cluster: processes, mounts, bridge, rules, state."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            ours = Path(words[0]).name in DAEMONS
+            if ours and any(f"{STATE}/" in word for word in words):
+                found.append(f"process {folder.name}: {' '.join(words)[:200]}")
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    found += [f"mount {mount}" for mount in mounts if mount.startswith(f"{STATE}/")]
+    lists = {
+        f" {BRIDGE}:": ("ip", "-o", "link"),
+        "kube-proxy": ("nft", "list", "tables"),
+        "rlaifv-dev": ("iptables", "-t", "nat", "-S"),
+    }
+    for word, command in lists.items():
+        lines = call(*command, check=False).splitlines() if shutil.which(command[0]) else []
+        found += [f"{' '.join(command)}: {line}" for line in lines if word in line]
+    return found + [str(path) for path in (STATE,) if path.exists()]
 
 
 def remove_cgroups() -> None:

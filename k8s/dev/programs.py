@@ -50,13 +50,22 @@ def build() -> Path:
     return folder
 
 
+def kubectl() -> str:
+    """The program: ours, or the machine's own where kind makes the cluster."""
+    found = shutil.which("kubectl")
+    return found if found and machine.kind_answers() else str(build() / "kubectl")
+
+
 def setup() -> None:
     """All that takes long and is kept: packages, programs and, at the same time, images."""
-    machine.need_root()
-    machine.install_packages()
+    words = ["core", "eval", "gpu", "--tag", "test", "--attempts", "3"]
+    kind = machine.kind_answers()
+    if not kind:
+        machine.need_all()
+        machine.install_packages()
+        words += ["--base", "debian"]
     log = CACHE / "images.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = ["core", "eval", "gpu", "--tag", "test", "--base", "debian", "--attempts", "3"]
     started = time.monotonic()
     say(f"building images (some 6 minutes, then layers are kept), log: {log} ...")
     with log.open("wb") as stream:
@@ -67,7 +76,8 @@ def setup() -> None:
             start_new_session=True,
         )
     try:
-        build()
+        if not kind:
+            build()
         while images.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 images.wait(60)

@@ -25,6 +25,12 @@ from tests.s3servers import versitygw_program
 
 ROOT = Path(__file__).parents[2]
 DEV = ROOT / "k8s/dev"
+sys.path.insert(0, str(DEV))  # whose files need nothing but Python
+try:
+    import machine  # type: ignore[import-not-found]
+    import programs  # type: ignore[import-not-found]
+finally:
+    sys.path.remove(str(DEV))
 KEYS = {"ROOT_ACCESS_KEY": "rlaifv", "ROOT_SECRET_KEY": "planted-for-tests"}
 PORT = 7070
 KINDS = ("core", "eval", "gpu")
@@ -92,15 +98,7 @@ def say(text: str) -> None:
 
 
 def _kubectl() -> str:
-    found = os.environ.get("RLAIFV_TEST_KUBECTL")
-    if found:
-        return found
-    sys.path.insert(0, str(DEV))
-    try:
-        import programs  # type: ignore[import-not-found]
-    finally:
-        sys.path.remove(str(DEV))
-    return str(programs.build() / "kubectl")
+    return os.environ.get("RLAIFV_TEST_KUBECTL") or str(programs.kubectl())
 
 
 def _cluster(*words: str) -> None:
@@ -114,20 +112,20 @@ def _cluster(*words: str) -> None:
 def images() -> Iterator[Mapping[str, str]]:
     """core, eval and gpu, in the cluster that KUBECONFIG then names."""
     own = not os.environ.get("KUBECONFIG")
-    if own:
-        _cluster("up", "--owner", str(os.getpid()))
-        os.environ["KUBECONFIG"] = "/var/lib/rlaifv-dev/admin.kubeconfig"
     try:
+        if own:
+            _cluster("up", "--owner", str(os.getpid()))
+            os.environ["KUBECONFIG"] = str(machine.kubeconfig())
         found = {}
         for kind in KINDS:
             found[kind] = os.environ.get(f"RLAIFV_TEST_{kind.upper()}", "")
             if not found[kind]:
-                found[kind] = f"localhost/rlaifv-{kind}:test"
+                found[kind] = machine.image(kind)
                 _cluster("load", found[kind])
         yield found
     finally:
         if own:
-            del os.environ["KUBECONFIG"]
+            os.environ.pop("KUBECONFIG", None)
             _cluster("down")
 
 
@@ -137,7 +135,7 @@ def cluster(
 ) -> Iterator[Cluster]:
     """The cluster with an empty namespace, its Secret, and versitygw beside it."""
     folder = tmp_path_factory.mktemp("cluster")
-    host = os.environ.get("RLAIFV_TEST_HOST", "10.244.0.1")
+    host = os.environ.get("RLAIFV_TEST_HOST") or machine.host()
     (folder / "s3/runs").mkdir(parents=True)
     command = [str(versitygw_program()), "--port", f"{host}:{PORT}", "--keep-alive", "--quiet"]
     with (folder / "s3.log").open("wb") as log:

@@ -56,7 +56,7 @@ constraints:  ## newest versions into constraints.txt; run `make test` before yo
 
 # On KUBECONFIG's cluster where that is set; else on one of its own, which needs root and Go and is gone afterwards.
 CLUSTER_TEST = test -n "$$KUBECONFIG" || { trap '$(PYTHON) k8s/dev/cluster.py down' EXIT; \
-	$(PYTHON) k8s/dev/cluster.py setup; }; $(BIN)/python -m pytest -x -v -s --durations=0 --timeout 3600
+	$(PYTHON) k8s/dev/cluster.py setup; }; $(BIN)/python -m pytest -v -s --durations=0 --timeout 3600
 
 test-cluster: install  ## the demo on a real Kubernetes, with our images: rows and choices equal the local run's
 	set -e; export RLAIFV_TEST_CLUSTER=1; $(CLUSTER_TEST) tests/cluster

@@ -101,7 +101,7 @@ def _kubectl() -> str:
     return os.environ.get("RLAIFV_TEST_KUBECTL") or str(programs.kubectl())
 
 
-def _cluster(*words: str) -> None:
+def cluster_py(*words: str) -> None:
     say(f"cluster.py {' '.join(words)}")
     done = subprocess.run([sys.executable, str(DEV / "cluster.py"), *words], check=False)
     if done.returncode:
@@ -114,19 +114,19 @@ def images() -> Iterator[Mapping[str, str]]:
     own = not os.environ.get("KUBECONFIG")
     try:
         if own:
-            _cluster("up", "--owner", str(os.getpid()))
+            cluster_py("up", "--owner", str(os.getpid()))
             os.environ["KUBECONFIG"] = str(machine.kubeconfig())
         found = {}
         for kind in KINDS:
             found[kind] = os.environ.get(f"RLAIFV_TEST_{kind.upper()}", "")
             if not found[kind]:
                 found[kind] = machine.image(kind)
-                _cluster("load", found[kind])
+                cluster_py("load", found[kind])
         yield found
     finally:
         if own:
             os.environ.pop("KUBECONFIG", None)
-            _cluster("down")
+            cluster_py("down")
 
 
 @pytest.fixture(scope="session")
@@ -150,13 +150,17 @@ def cluster(
     try:
         found.kubectl("delete", "namespace", "rlaifv", "--ignore-not-found", "--timeout=120s")
         found.kubectl("apply", "-f", str(ROOT / "k8s/00-namespace.yaml"))
-        secret = yaml.safe_load((ROOT / "k8s/examples/s3-secret.yaml").read_text().split("---")[0])
-        secret["stringData"] |= credentials(found)
-        found.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(secret))
+        give_secret(found)
         yield found
     finally:
         server.kill()
         server.wait()
+
+
+def give_secret(cluster: Cluster) -> None:
+    secret = yaml.safe_load((ROOT / "k8s/examples/s3-secret.yaml").read_text().split("---")[0])
+    secret["stringData"] |= credentials(cluster)
+    cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(secret))
 
 
 def credentials(cluster: Cluster) -> dict[str, str]:

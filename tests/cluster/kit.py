@@ -92,3 +92,9 @@ def until(true: Callable[[], Any], seconds: float, cluster: Cluster) -> Any:
 def place_of(thing: dict[str, Any]) -> tuple[str, str]:
     labels = thing["metadata"]["labels"]
     return labels["rlaifv/iteration"], labels["rlaifv/stage"]
+
+
+def ended(job: dict[str, Any]) -> str:
+    """`Complete`, `Failed`, or nothing yet."""
+    found = [one["type"] for one in job["status"].get("conditions", []) if one["status"] == "True"]
+    return next((one for one in ("Complete", "Failed") if one in found), "")

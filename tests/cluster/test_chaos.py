@@ -40,7 +40,7 @@ class Runs:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **stages: dict[str, Any]) -> subprocess.Popen[bytes]:
-        settings = self.cluster.settings(stages=stages, start_timeout_s=20, poll_s=0.5)
+        settings = self.cluster.settings(stages=stages, start_timeout_s=60, poll_s=0.5)
         self.process = start_controller(
             self.cluster, self.folder, self.root, SMALL, iterations=ITERATIONS, settings=settings
         )
@@ -105,7 +105,7 @@ def test_chaos(cluster: Cluster, runs: Runs, tmp_path: Path) -> None:
     refusals(cluster, runs)
     struck = kills(cluster, runs)
     assert set(struck) == STAGES, struck
-    evict(cluster, runs, tmp_path)
+    evicted = evict(cluster, runs, tmp_path)
     pause(runs)
     assert runs.process is not None
     assert runs.process.wait(timeout=900) == 0, said(tmp_path)
@@ -121,6 +121,8 @@ def test_chaos(cluster: Cluster, runs: Runs, tmp_path: Path) -> None:
     ends = [{c["type"] for c in job["status"]["conditions"]} for job in jobs]
     assert all(end & {"Complete", "Failed"} for end in ends)
     failed = sum("Failed" in end for end in ends)
+    (of_evicted,) = [job for job in jobs if job["metadata"]["name"] == evicted]
+    assert of_evicted["status"]["succeeded"] == of_evicted["spec"]["completions"], of_evicted
     say(
         f"{len(runs.uids)} Jobs, each created once; {failed} of them failed; rows are the calm run's"
     )
@@ -179,15 +181,22 @@ def kills(cluster: Cluster, runs: Runs) -> dict[str, str]:
     return struck
 
 
-def evict(cluster: Cluster, runs: Runs, folder: Path) -> None:
-    """An API-initiated eviction: the pod comes again, and no attempt is counted."""
-    victim = runs.until(lambda: next(iter(runs.running().values()), ""))
+def evict(cluster: Cluster, runs: Runs, folder: Path) -> str:
+    """An API-initiated eviction; the name of the Job that its pod is of."""
     body = folder / "eviction.yaml"
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": victim}}
-    body.write_text(yaml.safe_dump(eviction))
-    path = f"/api/v1/namespaces/rlaifv/pods/{victim}/eviction"
-    cluster.kubectl("create", "--raw", path, "-f", str(body), check=False)
-    say(f"evicted {victim}")
+
+    def evicted() -> str:
+        for victim in runs.running().values():
+            eviction = {"apiVersion": "policy/v1", "kind": "Eviction"}
+            body.write_text(yaml.safe_dump(eviction | {"metadata": {"name": victim}}))
+            path = f"/api/v1/namespaces/rlaifv/pods/{victim}/eviction"
+            told = cluster.kubectl("create", "--raw", path, "-f", str(body), check=False)
+            if '"Success"' in told:
+                say(f"evicted {victim}")
+                return victim.rpartition("-")[0].rpartition("-")[0]  # <job>-<index>-<random>
+        return ""
+
+    return str(runs.until(evicted))
 
 
 def pause(runs: Runs) -> None:

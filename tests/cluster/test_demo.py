@@ -18,6 +18,7 @@ from tests.cluster.kit import (
     SMALL,
     choices,
     controller,
+    ended,
     place_of,
     rows,
     said,
@@ -40,14 +41,13 @@ def controller_job(cluster: Cluster, *, seconds: float) -> dict[str, Any]:
     """The controller's Job once it has ended."""
     turns = itertools.count(1)
 
-    def ended() -> dict[str, Any]:
+    def found() -> dict[str, Any]:
         job: dict[str, Any] = cluster.get("job", "rlaifv-controller")
-        found = [c["type"] for c in job["status"].get("conditions", []) if c["status"] == "True"]
         if next(turns) % 60 == 0:  # some 40 s
             say(controller_log(cluster, check=False).rstrip().rpartition("\n")[2])
-        return job if "Complete" in found or "Failed" in found else {}
+        return job if ended(job) else {}
 
-    job: dict[str, Any] = until(ended, seconds, cluster)
+    job: dict[str, Any] = until(found, seconds, cluster)
     return job
 
 
@@ -88,6 +88,7 @@ def test_the_api_server_accepts_all_that_we_render(cluster: Cluster, tmp_path: P
 def test_four_iterations_in_the_cluster_equal_the_local_run(
     cluster: Cluster, bucket: str, local: Store, tmp_path: Path
 ) -> None:
+    trivial = mean(trivial_seconds(cluster, turn) for turn in range(3))
     folder = cluster.manifests(f"{bucket}/inside", SMALL)
     say("four iterations, controller in the cluster")
     cluster.kubectl("apply", "-f", str(folder))
@@ -109,8 +110,28 @@ def test_four_iterations_in_the_cluster_equal_the_local_run(
     assert run.exists(manifest_key(3, "grades"))
     pods = cluster.get("pods", "-l", "app.kubernetes.io/component=stage")["items"]
     assert {image_of(pod) for pod in pods} == set(cluster.images.values())
-    report_times(cluster, run, jobs, pods)
+    report_times(cluster, run, jobs, pods, trivial=trivial)
     cluster.clear()
+
+
+def trivial_seconds(cluster: Cluster, turn: int) -> float:
+    """From creation to `Complete` of a Job of our core image that does nothing."""
+    (job,) = yaml.safe_load_all((ROOT / "k8s/40-controller.yaml").read_text())
+    job["metadata"]["name"] = f"trivial-{turn}"
+    pod = job["spec"]["template"]["spec"] | {"automountServiceAccountToken": False, "volumes": []}
+    container = pod["containers"][0] | {"image": cluster.images["core"], "command": ["true"]}
+    del container["args"], container["envFrom"], container["volumeMounts"]
+    pod["containers"] = [container | {"imagePullPolicy": "Never"}]
+    job["spec"]["template"]["spec"] = pod
+    cluster.kubectl("apply", "-f", str(ROOT / "k8s/10-identities.yaml"))
+    cluster.kubectl("create", "-f", "-", stdin=yaml.safe_dump(job))
+    done = until(
+        lambda: cluster.get("job", job["metadata"]["name"])["status"].get("completionTime"),
+        300,
+        cluster,
+    )
+    made = cluster.get("job", job["metadata"]["name"])["metadata"]["creationTimestamp"]
+    return seconds_of(done) - seconds_of(made)
 
 
 def image_of(pod: dict[str, Any]) -> str:
@@ -118,9 +139,18 @@ def image_of(pod: dict[str, Any]) -> str:
 
 
 def report_times(
-    cluster: Cluster, run: Store, jobs: list[dict[str, Any]], pods: list[dict[str, Any]]
+    cluster: Cluster,
+    run: Store,
+    jobs: list[dict[str, Any]],
+    pods: list[dict[str, Any]],
+    *,
+    trivial: float,
 ) -> None:
-    """Prints the table of docs/kubernetes.md; the controller must add less than 2 s to a stage."""
+    """Prints the table of docs/kubernetes.md.
+
+    Where a trivial Job takes 3 s, the controller must add less than 2 s to a stage; on a slower
+    machine, as much more.
+    """
     sys.stderr.write(controller_log(cluster)[-3000:])
     own: dict[str, list[float]] = {}
     for item in run.objects(""):
@@ -130,7 +160,7 @@ def report_times(
     whole: dict[str, list[float]] = {}
     inside: dict[str, list[float]] = {}
     created: dict[tuple[str, str], float] = {}
-    ended: dict[tuple[str, str], float] = {}
+    last_end: dict[tuple[str, str], float] = {}
     for job in jobs:
         begun = seconds_of(job["metadata"]["creationTimestamp"])
         created.setdefault(place_of(job), begun)
@@ -140,15 +170,16 @@ def report_times(
     for pod in pods:
         last = pod["status"]["containerStatuses"][0]["state"]["terminated"]
         finished = seconds_of(last["finishedAt"])
-        ended[place_of(pod)] = max(finished, ended.get(place_of(pod), 0))
+        last_end[place_of(pod)] = max(finished, last_end.get(place_of(pod), 0))
         inside.setdefault(place_of(pod)[1], []).append(finished - seconds_of(last["startedAt"]))
     say("stage: pods; mean seconds of the Job, of the container, of the stage itself")
+    sys.stderr.write(f"| one that does nothing | 1 | {trivial:.1f} | | |\n")
     for stage, seconds in whole.items():
         means = [mean(seconds), mean(inside[stage]), mean(own[stage])]
         sys.stderr.write(f"| {stage} | {len(inside[stage])} | ")
         sys.stderr.write(" | ".join(f"{one:.1f}" for one in means) + " |\n")
     early = [
-        ended[job_place[0], "train"] - seconds_of(job["metadata"]["creationTimestamp"])
+        last_end[job_place[0], "train"] - seconds_of(job["metadata"]["creationTimestamp"])
         for job in jobs
         if (job_place := place_of(job))[1] == "respond"
         and "-respond-0-" not in job["metadata"]["name"]
@@ -156,12 +187,12 @@ def report_times(
     earlier = [f"{one:.0f}" for one in early if one > 0]
     say(f"checkpoints answered before train ended, so many seconds earlier: {' '.join(earlier)}")
     gaps = [
-        begun - ended[iteration, PRODUCER[stage]]
+        begun - last_end[iteration, PRODUCER[stage]]
         for (iteration, stage), begun in created.items()
         if stage in PRODUCER
     ]
     say(f"controller: a stage's Job is made {mean(gaps):.1f} s after its input's last pod ended")
-    assert mean(gaps) < 2, gaps
+    assert mean(gaps) < 2 * max(1.0, trivial / 3), gaps
 
 
 def seconds_of(stamp: str) -> float:

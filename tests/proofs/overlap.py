@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlaifv.pipeline import POLICY, WRITERS, Stage, num_shards
+from controller.plan import WRITERS
+from rlaifv.pipeline import POLICY, Stage, num_shards
 from rlaifv.store import Manifest, open_store
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from controller.flags import parser as controller_parser
+from controller.k8s_settings import IMAGE_OF
 from jobs import _flags
 from rlaifv import config, flags, pipeline, records
 
@@ -48,10 +49,11 @@ def file_table() -> str:
 
 def stage_table() -> str:
     """The stages as `rlaifv/pipeline.py` has them."""
-    lines = ["| stage | reads | writes | runs on |", "|---|---|---|---|"]
+    lines = ["| stage | reads | writes | runs on | image |", "|---|---|---|---|---|"]
     for stage in pipeline.STAGES.values():
         reads = ", ".join(stage.reads) or "the source"
-        lines.append(f"| `{stage.name}` | {reads} | {stage.writes} | {stage.runs_on} |")
+        image = IMAGE_OF.get(stage.name, "gpu")
+        lines.append(f"| `{stage.name}` | {reads} | {stage.writes} | {stage.runs_on} | {image} |")
     return "\n".join(lines) + "\n"
 
 

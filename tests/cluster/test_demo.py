@@ -101,6 +101,9 @@ def test_four_iterations_in_the_cluster_equal_the_local_run(
     assert job["status"].get("succeeded") == 1, controller_log(cluster)
     again = cluster.kubectl("apply", "-f", str(folder))
     assert all(line.endswith("unchanged") for line in again.splitlines()), again
+    other = cluster.kubectl("apply", "-f", str(cluster.manifests(f"{bucket}/other", SMALL)))
+    changed = [line for line in other.splitlines() if not line.endswith("unchanged")]
+    assert changed == ["configmap/rlaifv-run configured"]
     assert rows(run, 4) == rows(local, 4)
     assert choices(run, 4) == choices(local, 4)
     jobs = cluster.get("jobs", "-l", "app.kubernetes.io/component=stage")["items"]

@@ -153,6 +153,7 @@ def start_node(folder: Path) -> None:
             "imagefs.available": "1%",
         },
         "imageGCHighThresholdPercent": 100,
+        "podLogsDir": f"{STATE}/pod-logs",
         "podPidsLimit": 4096,
     }
     proxy = {

@@ -215,7 +215,9 @@ def connect_cluster(context: str | None = None) -> Transport:
         if ACCOUNT.exists() and not os.environ.get("KUBECONFIG"):
             kubernetes_config.load_incluster_config(settings)
         else:
-            kubernetes_config.load_kube_config(context=context, client_configuration=settings)
+            kubernetes_config.load_kube_config(  # the library reads the variable when imported
+                os.environ.get("KUBECONFIG"), context, client_configuration=settings
+            )
     except kubernetes_config.ConfigException as error:
         raise ConfigError(f"no way to a Kubernetes cluster: {error} (set KUBECONFIG)") from error
     patience = Patience()

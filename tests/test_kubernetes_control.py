@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from controller.fence import Fence, TakenOver
-from controller.k8s_client import Answer, Api, ApiError
+from controller.k8s_client import Answer, Api, ApiError, connect_cluster
 from controller.k8s_lease import Lease, LeaseSettings
 from controller.plan import ShardId
 from rlaifv.errors import ConfigError, TransientError
@@ -109,6 +109,24 @@ def test_a_listing_has_every_page(tmp_path: Path) -> None:
     cluster.faults[start + 1] = Fault(410, "the provided continue parameter is too old")
     assert len(api.items(path)) == 1100
     assert len(cluster.calls) == start + 2 + 3  # from the first page again
+
+
+def test_kubeconfig_is_read_when_a_connection_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the library was imported, which may be long before."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "only-here", "context": {"cluster": "c", "user": "u"}}],
+    }
+    (tmp_path / "config").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    connect_cluster("only-here")
+    with pytest.raises(ConfigError, match="no way to a Kubernetes cluster"):
+        connect_cluster("nowhere")
 
 
 def test_the_stand_in_keeps_the_contract(tmp_path: Path) -> None:

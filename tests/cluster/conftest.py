@@ -108,9 +108,29 @@ def cluster_py(*words: str) -> None:
         pytest.fail(f"k8s/dev/cluster.py {' '.join(words)} ended with {done.returncode}")
 
 
+class Calm(NamedTuple):
+    """A run on this machine that is under way."""
+
+    process: subprocess.Popen[bytes]
+    root: Path
+
+
 @pytest.fixture(scope="session")
-def images() -> Iterator[Mapping[str, str]]:
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calm]:
+    """`local` while it is made: it needs cores, and at the same time loading images needs the disk."""
+    from tests.cluster.kit import SMALL, start_local
+
+    root = tmp_path_factory.mktemp("local")
+    with start_local(root, SMALL) as process:
+        yield Calm(process, root)
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def images(request: pytest.FixtureRequest) -> Iterator[Mapping[str, str]]:
     """core, eval and gpu, in the cluster that KUBECONFIG then names."""
+    if WANTED != "chaos":
+        request.getfixturevalue("calm")
     own = not os.environ.get("KUBECONFIG")
     try:
         if own:
@@ -187,12 +207,8 @@ def bucket(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="session")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def local(calm: Calm) -> Store:
     """The same run as local processes, one thread each."""
-    from tests.cluster.kit import SMALL, controller
-
-    root = tmp_path_factory.mktemp("local")
     say("the same run as local processes")
-    (root / "small.yaml").write_text(yaml.safe_dump(SMALL))
-    controller(root, "run", "--iterations", "4", "--root", str(root), "--config", "small.yaml")
-    return open_store(str(root / "demo"))
+    assert calm.process.wait(timeout=1500) == 0, (calm.root / "said").read_text()[-3000:]
+    return open_store(str(calm.root / "demo"))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from controller.executors.launchers import _die_with_parent
 from rlaifv.pipeline import choice_key
 from rlaifv.recipes import RECIPES
 from rlaifv.records import Choice
@@ -61,6 +62,23 @@ def start_controller(
     with (folder / "said").open("ab") as log:
         return subprocess.Popen(
             command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
+        )
+
+
+def start_local(folder: Path, config: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """Four iterations as processes of this machine; what they say goes to a file."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "controller", "run", "--iterations", "4"]
+    command += ["--root", str(folder), "--config", "config.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (folder / "said").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_die_with_parent,
         )
 
 

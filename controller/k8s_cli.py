@@ -49,7 +49,7 @@ def _render(flags: argparse.Namespace) -> int:
 
 def _logs(flags: argparse.Namespace) -> int:
     from controller.k8s_commands import follow, logs
-    from controller.logs import find_shard, follow_local, is_local, local_log
+    from controller.logs import check_shard, find_shard, follow_local, is_local, local_log
     from controller.places import existing_run
     from controller.plan import ShardId
 
@@ -59,6 +59,7 @@ def _logs(flags: argparse.Namespace) -> int:
         for line in follow_local(place, local) if flags.follow else local_log(place, local):
             print(line, flush=True)
         return 0
+    check_shard(place, flags.stage, flags.iteration or 0, flags.shard or 0)
     cluster = _cluster(flags)
     shard = ShardId(flags.iteration or 0, flags.stage, flags.shard or 0)
     for line in follow(cluster, shard) if flags.follow else [logs(cluster, shard)]:

@@ -36,6 +36,18 @@ def is_local(place: RunPlace) -> bool:
     return not elsewhere and (place.folder / "logs").is_dir()
 
 
+def check_shard(place: RunPlace, stage: str, iteration: int, shard: int) -> None:
+    """Raises ConfigError for a shard that the run cannot have."""
+    if stage not in STAGES:
+        raise ConfigError(f"--stage {stage}: expected one of {', '.join(STAGES)}")
+    config = place.store.read_json(CONFIG, RunConfig)
+    if not 0 <= iteration < config.iterations:
+        raise ConfigError(f"--iteration {iteration}: the run has {config.iterations}, from 0 on")
+    if stage not in ("respond", "grade") and not 0 <= shard < num_shards(config, stage):
+        count = num_shards(config, stage)
+        raise ConfigError(f"--shard {shard}: the run gives {stage} {count}, from 0 on")
+
+
 def find_shard(place: RunPlace, stage: str, iteration: int | None, shard: int | None) -> ShardId:
     """The shard that a user means: by default the latest of the stage that has said something.
 

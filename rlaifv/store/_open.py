@@ -10,6 +10,8 @@ from rlaifv.store._store import Backend
 
 def open_backend(uri: str) -> Backend:
     """The back end for `uri`; raises ConfigError for a scheme that is not known."""
+    if uri.startswith(("s3:", "file:")) and "://" not in uri:
+        raise ConfigError(f"{uri}: a URI has `://`, as in s3://bucket/runs or file:///data/runs")
     if "://" not in uri:
         return LocalBackend(Path(uri))
     if uri.startswith("s3://"):

@@ -47,7 +47,7 @@ docs-run: install  ## every command of README and docs that can run here, on tin
 docs: install  ## the generated tables of README and docs
 	$(BIN)/python docs/generate.py
 
-pictures: install  ## docs/report.png and docs/status.png from the demo's run (needs chromium)
+pictures: install  ## the pictures of the docs from the demo's run (needs chromium)
 	$(BIN)/python docs/pictures.py runs/demo
 
 constraints:  ## newest versions into constraints.txt; run `make test` before you commit them

@@ -1,6 +1,7 @@
 """Pictures of the docs from a finished run: `python docs/pictures.py RUN` (needs chromium).
 
-Writes docs/report.png, the top of the run's report, and docs/status.png, what `status` says of it.
+Writes docs/report.png, the top of the run's report, docs/examples.png, its example browser, and
+docs/status.png, what `status` says of the run.
 """
 
 import html
@@ -20,18 +21,21 @@ COLOURS |= {"33": "#f2b44c", "36": "#6cc7e0"}
 PAGE = """<!doctype html><meta charset="utf-8"><body style="margin:0;background:#15171a">
 <pre style="margin:0;padding:24px 28px;color:#d7dade;font:15px/1.45 'DejaVu Sans Mono',monospace">{}
 </pre>"""
-REPORT_SIZE, STATUS_SIZE = (1200, 1500), (1000, 900)
+ONLY_EXAMPLES = (
+    "<style>section:not(#examples), header { display: none } main { padding-top: 0 }</style>"
+)
+REPORT_SIZE, EXAMPLES_SIZE, STATUS_SIZE = (1200, 1115), (1200, 652), (1000, 900)
 COLOURS_KEPT = 128
 """Of the palette: the pictures stay below 200 kB."""
 
 
-def take(page: Path, target: Path, size: tuple[int, int]) -> None:
-    """A screenshot, without the empty rows below, in few colours."""
+def take(page: str, target: Path, size: tuple[int, int]) -> None:
+    """A screenshot of a URI, without the empty rows below, in few colours."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "raw.png")
         flags = (*FLAGS, f"--user-data-dir={folder}/profile")
         window = f"--window-size={size[0]},{size[1]}"
-        command = ["chromium", *flags, window, f"--screenshot={raw}", page.as_uri()]
+        command = ["chromium", *flags, window, f"--screenshot={raw}", page]
         subprocess.run(command, check=True, capture_output=True)
         picture = Image.open(io.BytesIO(raw.read_bytes())).convert("RGB")
     ground = Image.new("RGB", picture.size, picture.getpixel((1, picture.height - 1)))
@@ -78,8 +82,13 @@ def main(run: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "status.html")
         page.write_text(PAGE.format(painted(text)))
-        take(page, FOLDER / "status.png", STATUS_SIZE)
-    take(Path(shown(place.uri, "report/index.html")), FOLDER / "report.png", REPORT_SIZE)
+        take(page.as_uri(), FOLDER / "status.png", STATUS_SIZE)
+    report = Path(shown(place.uri, "report/index.html"))
+    take(report.as_uri(), FOLDER / "report.png", REPORT_SIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "examples.html")
+        page.write_text(report.read_text() + ONLY_EXAMPLES)
+        take(page.as_uri(), FOLDER / "examples.png", EXAMPLES_SIZE)
 
 
 if __name__ == "__main__":

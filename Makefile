@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: install demo test test-slow proof-s3 timm test-cluster test-chaos check fmt docs docs-run pictures images cluster-up cluster-down constraints clean
+.PHONY: install demo test nltk-data test-slow proof-s3 timm test-cluster test-chaos check fmt docs docs-run pictures images cluster-up cluster-down constraints clean
 
 demo: install  ## four iterations on the embedded default, then the report
 	$(BIN)/python -m controller run --iterations 4
@@ -17,6 +17,9 @@ test-slow: install  ## the others: whole runs, kills, two processes, S3 servers 
 proof-s3: install  ## the long proofs of docs/object-store.md: four iterations on S3 servers, 200 races
 	PROOF_ITERATIONS=4 PROOF_ROUNDS=200 $(BIN)/python -m pytest -s -m slow tests/test_store_s3_demo.py \
 	  tests/test_store_s3.py
+
+nltk-data: install  ## NLTK data for the tests, from pip and apt packages (Debian) into build/
+	$(BIN)/python -m tests.nltk_folder
 
 check: install  ## format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -16,9 +16,11 @@ from pydantic import ValidationError
 from controller.places import RunPlace
 from controller.report.gather import Asked
 from controller.summary import Entry, read_choices, summarise
-from rlaifv.benchmarks import load_benchmark
+from rlaifv.benchmarks import Benchmark
 from rlaifv.benchmarks.captions import CaptionGrade
-from rlaifv.config import BenchmarkSpec, RunConfig, flat_fields
+from rlaifv.benchmarks.of_run import run_benchmarks
+from rlaifv.config import RunConfig
+from rlaifv.config_values import flat_fields
 from rlaifv.errors import ArtifactError
 from rlaifv.pipeline import CONFIG, Shard, num_shards, part_key
 from rlaifv.records import Grade, Record, Response
@@ -164,7 +166,7 @@ def compare(a: RunPlace, b: RunPlace, *, limit: int) -> Comparison:
             one
             for name in left.rows
             if name in right.rows
-            for one in _metrics(_spec(left.config, name), left.rows[name], right.rows[name])
+            for one in _metrics(name, _Graded.of(left, name), _Graded.of(right, name))
         ],
         a_iterations=left.entries,
         b_iterations=right.entries,
@@ -173,8 +175,15 @@ def compare(a: RunPlace, b: RunPlace, *, limit: int) -> Comparison:
     )
 
 
-def _spec(config: RunConfig, name: str) -> BenchmarkSpec:
-    return next(one for one in config.respond.benchmarks if one.name == name)
+class _Graded(NamedTuple):
+    """What one side has of a benchmark."""
+
+    benchmark: Benchmark
+    rows: Sequence[Grade]
+
+    @classmethod
+    def of(cls, side: Side, name: str) -> "_Graded":
+        return cls(run_benchmarks(side.place.store, side.config, 0)[name], side.rows[name])
 
 
 def _config_differences(a: RunConfig, b: RunConfig) -> list[Changed]:
@@ -191,10 +200,9 @@ def _json(value: Any) -> str:
     return "(absent)" if type(value) is object else json.dumps(value)
 
 
-def _metrics(spec: BenchmarkSpec, a: Sequence[Grade], b: Sequence[Grade]) -> list[Compared]:
-    benchmark = load_benchmark(spec)
-    left, right = benchmark.metrics(a), benchmark.metrics(b)
-    spreads = _Bootstrap.of(a, b)
+def _metrics(benchmark: str, a: _Graded, b: _Graded) -> list[Compared]:
+    left, right = (side.benchmark.metrics(side.rows) for side in (a, b))
+    spreads = _Bootstrap.of(a.rows, b.rows)
     found = []
     for name in left:
         if name not in right or name.endswith("_spread"):
@@ -211,7 +219,7 @@ def _metrics(spec: BenchmarkSpec, a: Sequence[Grade], b: Sequence[Grade]) -> lis
         found.append(
             Compared.model_validate(
                 {
-                    "metric": f"{spec.name}/{name}",
+                    "metric": f"{benchmark}/{name}",
                     "a": first,
                     "b": second,
                     **{"a_low": a_low, "a_high": a_high, "b_low": b_low, "b_high": b_high},

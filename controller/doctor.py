@@ -9,6 +9,7 @@ from controller.places import MODELS
 from controller.tables import Column, render
 from rlaifv.config import ModelSpec, RunConfig
 from rlaifv.errors import ArtifactError, ConfigError
+from rlaifv.pipeline import holds_out
 from rlaifv.places import local_path
 from rlaifv.recipes import Wishes, build_config
 from rlaifv.records import Record
@@ -76,7 +77,10 @@ def recipe_findings(root: Store, config: RunConfig) -> Iterator[Line]:
             outcome, text = "fail", str(error)
         yield Line(check=need.key, outcome=outcome, text=text)
     if not config.respond.benchmarks:
-        text = "none named: the last checkpoint is taken, and nothing is measured"
+        chosen = (
+            "held-out questions choose" if holds_out(config) else "the last checkpoint is taken"
+        )
+        text = f"none named: {chosen}, and nothing is reported"
         yield Line(check="respond.benchmarks", outcome="note", text=text)
 
 
@@ -98,6 +102,13 @@ def _needs(config: RunConfig) -> Iterator[Need]:
             for field in ("path", "vocabulary", "images", "coco", "nltk_data")
         }
         named[f"{key}.judge.prompt"] = one.judge.prompt if one.judge else None
+    if held_out := holds_out(config):
+        key = "choose.held_out"
+        named |= {
+            f"{key}.{field}": getattr(held_out, field)
+            for field in ("coco", "images", "vocabulary", "nltk_data")
+        }
+        named |= {f"{key}.exclude {n}": name for n, name in enumerate(held_out.exclude)}
     for key, name in named.items():
         if name is not None:
             yield Need(key, name, "file")

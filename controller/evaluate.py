@@ -5,16 +5,20 @@ import difflib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from controller.doctor import HUB_ID
 from controller.places import run_place, shown
 from controller.run import Order, run_config
 from controller.tables import Column, render
 from rlaifv.benchmarks import load_benchmark
+from rlaifv.benchmarks.check import MODES, source_of
+from rlaifv.benchmarks.estimate import estimate
 from rlaifv.config import BenchmarkSpec, JudgeConfig, RunConfig
 from rlaifv.errors import ConfigError
 from rlaifv.pipeline import CONFIG, Shard, num_shards, part_key
@@ -50,6 +54,10 @@ class Wanted(NamedTuple):
     synonyms: str | None = None
     nltk_data: str | None = None
     judge: JudgeConfig | None = None
+    prompts: Mapping[str, str] = MappingProxyType({})
+    """Files that replace our wording, by benchmark."""
+    modes: Mapping[str, str] = MappingProxyType({})
+    """Modes that are not the default, by benchmark."""
 
 
 class BenchmarkResult(Record):
@@ -86,10 +94,18 @@ class Evaluation(Record):
 def read_flags(flags: argparse.Namespace, command: tuple[str, ...]) -> tuple[Order, Wanted]:
     """What the command line asks for; raises ConfigError for judge flags that are not allowed."""
     prices = {"input_price": flags.input_price, "output_price": flags.output_price}
-    given = {"model": flags.judge_model, "repeats": flags.repeats, **prices}
+    given = {
+        "model": flags.judge_model,
+        "temperature": flags.judge_temperature,
+        "swap": flags.swap or None,
+        "repeats": flags.repeats,
+        **prices,
+    }
     given = {key: value for key, value in given.items() if value is not None}
-    if given and flags.judge is None:
-        raise ConfigError(f"{', '.join(given)}: settings of a judge, but there is no --judge URL")
+    settings = [*given, *(["prompt"] if flags.judge_prompt else [])]
+    if settings and flags.judge is None:
+        names = ", ".join(settings)
+        raise ConfigError(f"{names}: settings of a judge, but there is no --judge URL")
     try:
         judge = JudgeConfig(url=flags.judge, **given) if flags.judge is not None else None
     except ValidationError as error:
@@ -111,8 +127,33 @@ def read_flags(flags: argparse.Namespace, command: tuple[str, ...]) -> tuple[Ord
         flags.data or f"{flags.root.rstrip('/')}/benchmarks",
         *(flags.coco, flags.synonyms, flags.nltk_data),
         judge,
+        _prompts(flags.judge_prompt),
+        _modes(flags.mode),
     )
     return order, wanted
+
+
+def _prompts(texts: Sequence[str]) -> dict[str, str]:
+    prompts = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or name not in JUDGED:
+            raise ConfigError(
+                f"--judge-prompt {text}: expected NAME=FILE with one of {', '.join(JUDGED)}"
+            )
+        prompts[name] = _absolute(path, f"--judge-prompt {name}")
+    return prompts
+
+
+def _modes(texts: Sequence[str]) -> dict[str, str]:
+    modes = {}
+    for text in texts:
+        name, _, mode = text.partition("=")
+        if mode not in MODES.get(name, ()):
+            known = "; ".join(f"{one}: {', '.join(each)}" for one, each in MODES.items() if each)
+            raise ConfigError(f"--mode {text}: expected NAME=MODE; there are: {known}")
+        modes[name] = mode
+    return modes
 
 
 def default_name(model: str) -> str:
@@ -124,13 +165,14 @@ def default_name(model: str) -> str:
 def evaluate(order: Order, wanted: Wanted) -> int:
     """Answers, grades, and a table; returns the exit code. Typed again, it goes on.
 
-    Raises ConfigError for an unknown benchmark, a missing file, or a kind that needs a judge.
+    Raises ConfigError for a model that is not there, and at once for all benchmarks that are
+    unknown, lack a file, or need a judge.
     """
-    specs = tuple(benchmark_spec(text, wanted) for text in wanted.benchmarks)
-    for spec in specs:
-        load_benchmark(spec)  # refuses what it cannot do before a model is loaded
-    model = wanted.model if ":" in wanted.model else _absolute_if_there(wanted.model)
+    model = _model_path(wanted.model)
+    specs = benchmark_specs(wanted)
     config = change_config(evaluation(model, specs), order.wishes)
+    for line in estimates(config):
+        print(line, flush=True)
     if code := run_config(order, config):
         return code
     place = run_place(order.root, config.name)
@@ -140,6 +182,44 @@ def evaluate(order: Order, wanted: Wanted) -> int:
     print(evaluation_table(found))
     print(f"evaluation: {shown(place.uri, EVALUATION)}")
     return 0
+
+
+def estimates(config: RunConfig) -> Iterator[str]:
+    """A line per judged benchmark: what the judge will be asked at most."""
+    for spec in config.respond.benchmarks:
+        found = estimate(spec, answer_tokens=config.respond.max_new_tokens)
+        if found is not None:
+            cost = "no prices given" if found.max_cost is None else f"cost {found.max_cost:.4g}"
+            yield (
+                f"{spec.name}: the judge is asked at most {found.requests} times (less what is "
+                f"cached), at most {found.input_tokens} input and {found.max_output_tokens} output "
+                f"tokens, {cost}"
+            )
+
+
+def benchmark_specs(wanted: Wanted) -> tuple[BenchmarkSpec, ...]:
+    """What the names mean; raises ConfigError with everything that is missing."""
+    specs, problems = [], []
+    for text in wanted.benchmarks:
+        try:
+            spec = benchmark_spec(text, wanted)
+            load_benchmark(spec)  # refuses what it cannot do before a model is loaded
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        specs.append(spec)
+        problems += [f"--benchmarks {spec.name}: {problem}" for problem in _missing(spec)]
+    if problems:
+        raise ConfigError("\n  ".join(["not everything is here:", *problems][len(problems) < 2 :]))
+    return tuple(specs)
+
+
+def _missing(spec: BenchmarkSpec) -> Iterator[str]:
+    """Files that grading needs and that the specification leaves out."""
+    if spec.kind == "object_halbench":
+        for field, flag in (("coco", "coco"), ("vocabulary", "synonyms")):
+            if getattr(spec, field) is None:
+                yield f"no --{flag}: {source_of(spec.kind, flag)}"
 
 
 def benchmark_spec(text: str, wanted: Wanted) -> BenchmarkSpec:
@@ -165,12 +245,22 @@ def benchmark_spec(text: str, wanted: Wanted) -> BenchmarkSpec:
     if not path:
         raise ConfigError(
             f"--benchmarks {name}: neither a folder nor a file {name} ({', '.join(SUFFIXES)}) in "
-            f"{wanted.data}; name it ({name}=PATH) or say where it is (--data DIR)"
+            f"{wanted.data}; name it ({name}=PATH) or say where it is (--data DIR); get it: "
+            f"{source_of(name)}"
         )
     data = {field: _data_file(wanted, field) for field in NEEDS[kind]}
     judge = wanted.judge if kind in JUDGED else None
+    if judge is not None:
+        judge = judge.model_copy(update={"prompt": wanted.prompts.get(name)})
     return BenchmarkSpec.model_validate(
-        {"name": name, "kind": kind, "path": path, "judge": judge, **data}
+        {
+            "name": name,
+            "kind": kind,
+            "path": path,
+            "judge": judge,
+            "mode": wanted.modes.get(name),
+            **data,
+        }
     )
 
 
@@ -207,8 +297,13 @@ def _absolute(path: str, what: str) -> str:
     return str(Path(path).absolute())
 
 
-def _absolute_if_there(model: str) -> str:
-    return str(Path(model).absolute()) if Path(model).exists() else model
+def _model_path(model: str) -> str:
+    """A folder made absolute, or a name; raises ConfigError for a folder that is not there."""
+    if Path(model).exists():
+        return str(Path(model).absolute())
+    if ":" not in model and not HUB_ID.fullmatch(model):
+        raise ConfigError(f"--model {model}: no such folder, and no hub id (OWNER/NAME)")
+    return model
 
 
 def read_evaluation(run: Store) -> Evaluation:

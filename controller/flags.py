@@ -216,8 +216,25 @@ def _evaluate_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", metavar="DIR", help="their files (default: ROOT/benchmarks)")
     for name in ("coco", "synonyms", "nltk-data"):
         command.add_argument(f"--{name}", metavar="PATH", help=f"default: DATA/{name}")
+    command.add_argument(
+        "--mode",
+        action="append",
+        default=[],
+        metavar="NAME=MODE",
+        help="object_halbench: judge, rules, chair; amber: vectors, exact (default: the first "
+        "that can be)",
+    )
     command.add_argument("--judge", metavar="URL", help="any OpenAI-compatible endpoint")
     command.add_argument("--judge-model", help="default: the judge of the published scores")
+    command.add_argument(
+        "--judge-prompt",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="replaces our wording for a benchmark; may be repeated",
+    )
+    command.add_argument("--judge-temperature", type=float, help="default: 0")
+    command.add_argument("--swap", action="store_true", help="refomb: both orders of the answers")
     command.add_argument("--repeats", type=_positive, help="judgings per answer")
     command.add_argument("--input-price", type=float, help="of the judge, per million tokens")
     command.add_argument("--output-price", type=float, help="the same for what it writes")

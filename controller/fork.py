@@ -10,7 +10,8 @@ from typing import NamedTuple
 from controller.loop import read_state
 from controller.places import RunPlace, run_place, shown
 from controller.plan import WRITERS, State
-from rlaifv.config import BenchmarkSpec, RunConfig, changed_fields
+from rlaifv.config import BenchmarkSpec, RunConfig
+from rlaifv.config_values import changed_fields
 from rlaifv.errors import ConfigError
 from rlaifv.pipeline import CHOICE, CONFIG, STAGES, Shard, part_key
 from rlaifv.places import policy_tree
@@ -37,7 +38,7 @@ OF_GRADE = {"mode", "vocabulary", "coco", "nltk_data", "judge"}
 OF_CHOOSE = {"use"}
 OF_ALL_ITERATIONS = ("seed", "prepare.", "shards.", "train.epochs", "train.checkpoints_per_epoch")
 """Iterations are disjoint slices of one order, and look their parts up by these numbers."""
-_KEY = re.compile(r"iteration-(\d+)/(?:quarantine/)?([^/]+)(?:/.*)?")
+_KEY = re.compile(r"iteration-(\d+)/(?:(?:quarantine|held_out)/)?([^/]+)(?:/.*)?")
 
 
 class Wish(NamedTuple):

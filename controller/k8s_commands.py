@@ -40,6 +40,7 @@ def open_cluster(place: RunPlace, settings_file: Path | None) -> Cluster:
 def render(config: RunConfig, run_uri: str, settings: ClusterSettings) -> str:
     """Every Job of a run as YAML, in the order in which they are submitted; needs no cluster."""
     planner = Planner(config, run_uri, "stage")
+    settings = settings.for_run(config)
     documents = [one for spec in every_job(planner) for one in manifests(spec, settings)]
     return yaml.safe_dump_all(documents, sort_keys=False, width=120)
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rlaifv.config import RunConfig
 from rlaifv.errors import ConfigError
-from rlaifv.pipeline import STAGES
+from rlaifv.pipeline import STAGES, labels_grades
 
 Positive = Annotated[int, Field(gt=0)]
 Quantity = Annotated[str, Field(pattern=r"^[0-9.]+(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
@@ -108,6 +109,14 @@ class ClusterSettings(_Section):
     volumes: tuple[dict[str, Any], ...] = ()
     """Besides /tmp and /dev/shm, for example a claim with model weights."""
     mounts: tuple[dict[str, Any], ...] = ()
+
+    def for_run(self, config: RunConfig) -> "ClusterSettings":
+        """The same, with what `verify` gets for `grade` too where that asks the labeller."""
+        if not labels_grades(config):
+            return self
+        verify = self.stages.get("verify", StageSettings())
+        grade = verify.model_copy(update={"image": verify.image or self.images.gpu})
+        return self.model_copy(update={"stages": {**self.stages, "grade": grade}})
 
     def of(self, stage: str) -> StageSettings:
         """Every field of a stage's settings, filled."""

@@ -22,6 +22,7 @@ from rlaifv.pipeline import (
     merged_key,
     num_shards,
     respond_shard,
+    stage_of,
 )
 from rlaifv.records import Choice
 from rlaifv.store import COMPLETE
@@ -210,7 +211,7 @@ def plan(planner: Planner, state: State, shards: Mapping[ShardId, ShardState]) -
 def planned_stages(config: RunConfig) -> list[Stage]:
     """The stages that a run has, in the pipeline's order; `merge` only where there are adapters."""
     return [
-        stage
+        stage_of(config, stage.name)
         for stage in STAGES.values()
         if stage.name in config.stages and (stage.name != "merge" or config.train.lora is not None)
     ]

@@ -21,7 +21,8 @@ from controller.report.build import REPORT, write_report
 from controller.status import clear_stop, note_stop
 from controller.summary import table, write_summary
 from rlaifv.choosing import choose_checkpoint
-from rlaifv.config import RunConfig, changed_fields
+from rlaifv.config import RunConfig
+from rlaifv.config_values import changed_fields
 from rlaifv.errors import ConfigError, RlaifvError
 from rlaifv.pipeline import CONFIG
 from rlaifv.recipes import Wishes, build_config
@@ -67,7 +68,7 @@ def run_config(
     local = LocalSettings(
         place.folder, order.workers, order.threads, order.isolated, order.processes
     )
-    platform = open_platform(ExecutorSettings(order.executor, local, order.cluster), place)
+    platform = open_platform(ExecutorSettings(order.executor, local, order.cluster), place, config)
     shared = not isinstance(place.store.backend, LocalBackend)
     if shared and (warning := check_before_run(place.store)):  # raises where data would be lost
         _say(f"warning: {warning}")

@@ -11,11 +11,11 @@ from controller.loop import read_state
 from controller.trees import check_file, tree_files
 from rlaifv.config import RunConfig
 from rlaifv.errors import ArtifactError
-from rlaifv.pipeline import ARTIFACTS, CONFIG, choice_key
-from rlaifv.records import Quarantined, Record
+from rlaifv.pipeline import ARTIFACTS, CONFIG, HELD_OUT, choice_key
+from rlaifv.records import Instruction, Quarantined, Record
 from rlaifv.store import COMPLETE, Manifest, PartInfo, Provenance, Store
 
-_PART = re.compile(r"iteration-\d+/(?:(quarantine)/)?([a-z]+)/\d{5,}-of-\d{5,}\.parquet")
+_PART = re.compile(r"iteration-\d+/(?:(quarantine|held_out)/)?([a-z]+)/\d{5,}-of-\d{5,}\.parquet")
 _MANIFEST = re.compile(r"iteration-\d+/[a-z]+/manifest\.json")
 
 
@@ -131,7 +131,8 @@ def _record(key: str) -> type[Record] | None:
     match = _PART.fullmatch(key)
     if not match:
         return None
-    return Quarantined if match[1] else ARTIFACTS.get(match[2])
+    aside: dict[str, type[Record]] = {"quarantine": Quarantined, HELD_OUT: Instruction}
+    return aside[match[1]] if match[1] else ARTIFACTS.get(match[2])
 
 
 def _problems(key: str, found: Iterator[Problem]) -> Iterator[Problem]:

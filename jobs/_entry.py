@@ -23,7 +23,8 @@ from tqdm import tqdm
 from jobs._flags import parser
 from rlaifv import __version__
 from rlaifv.cli import INTERRUPTED
-from rlaifv.config import ModelSpec, RunConfig, parse_config
+from rlaifv.config import ModelSpec, RunConfig
+from rlaifv.config_values import parse_config
 from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
 from rlaifv.pipeline import (
     ARTIFACTS,
@@ -32,6 +33,7 @@ from rlaifv.pipeline import (
     STAGES,
     Shard,
     done_key,
+    held_out_key,
     num_shards,
     part_key,
     quarantine_key,
@@ -67,6 +69,8 @@ class Job:
         """What the provenance records besides: batch sizes, models, prompts."""
         self.inputs: dict[str, str] = {}
         self.quarantined: list[Quarantined] = []
+        self.held_out: list[Instruction] = []
+        """What `prepare` sets aside for choosing; stored before its part."""
         self.group: list[Any] = []
         """The rows that are worked on; a model counts its rows from the first of them."""
 
@@ -205,9 +209,7 @@ def run_stage(job: Job, stage: Stage) -> bool:
                 raise
             ids = f"{_id_of(job.group[0])} to {_id_of(job.group[-1])}"
             raise ArtifactError(f"{error} (in the group {ids}, counted from 0)") from error
-        if job.quarantined:  # before the part, so that a complete part implies its quarantine
-            key = quarantine_key(job.iteration, job.stage.name, job.shard)
-            job.run.write_part(key, job.quarantined, record=Quarantined, origin=origin)
+        _write_aside(job, origin)
 
     key = done_key(job.iteration, job.stage.name, job.shard)
     if job.stage.writes == CHOICE:
@@ -225,6 +227,16 @@ def run_stage(job: Job, stage: Stage) -> bool:
         time.monotonic() - started,
     )
     return won
+
+
+def _write_aside(job: Job, origin: Callable[[], Provenance]) -> None:
+    """What lies beside a part, before it: a complete part implies them."""
+    if job.quarantined:
+        key = quarantine_key(job.iteration, job.stage.name, job.shard)
+        job.run.write_part(key, job.quarantined, record=Quarantined, origin=origin)
+    if job.held_out:
+        key = held_out_key(job.iteration)
+        job.run.write_part(key, job.held_out, record=Instruction, origin=origin)
 
 
 def _id_of(row: Any) -> str:

@@ -1,4 +1,4 @@
-"""A grade of each benchmark answer, by rule or by a judge."""
+"""A grade of each benchmark answer, by rule, by a judge, or (held-out instructions) the labeller."""
 
 from jobs import _flags
 
@@ -9,8 +9,10 @@ import sys
 from collections.abc import Iterator
 
 from jobs._entry import Job, main
-from rlaifv.benchmarks import load_benchmark
+from jobs._labelling import JobLabeller
+from rlaifv.benchmarks.of_run import run_benchmarks
 from rlaifv.errors import ArtifactError
+from rlaifv.pipeline import labels_grades
 from rlaifv.records import Grade, Response
 
 
@@ -21,14 +23,14 @@ def grade(job: Job) -> Iterator[Grade]:
     writes: grades
     """
     responses = list(job.read("responses", Response))
-    names = [spec.name for spec in job.config.respond.benchmarks]
+    labeller = JobLabeller(job) if labels_grades(job.config) else None
+    benchmarks = run_benchmarks(job.run, job.config, job.iteration, labeller=labeller)
     for row in responses:
-        if row.benchmark not in names:
+        if row.benchmark not in benchmarks:
             raise ArtifactError(f"responses: {row.benchmark!r} is no benchmark of config.json")
-    for spec in job.config.respond.benchmarks:
-        rows = [row for row in responses if row.benchmark == spec.name]
-        if rows:
-            yield from load_benchmark(spec).grade(rows)
+    for name, benchmark in benchmarks.items():
+        if rows := [row for row in responses if row.benchmark == name]:
+            yield from benchmark.grade(rows)
 
 
 if __name__ == "__main__":

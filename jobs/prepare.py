@@ -1,4 +1,4 @@
-"""The source's next instructions."""
+"""The source's next instructions, and what is held out for choosing."""
 
 from jobs import _flags
 
@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterator
 
 from jobs._entry import GROUP_SIZES, Job, in_groups, main
+from jobs._holding_out import hold_out, usable
 from rlaifv.pipeline import group_of_shard
-from rlaifv.records import Instruction, Quarantined
-from rlaifv.sources import iteration_rows, open_source, read_instructions
+from rlaifv.records import Instruction
+from rlaifv.sources import iteration_rows, open_source
 
 
 def prepare(job: Job) -> Iterator[Instruction]:
@@ -20,23 +21,23 @@ def prepare(job: Job) -> Iterator[Instruction]:
     reads:
     writes: instructions
     """
-    config = job.config
-    source = open_source(config.prepare)
-    part = iteration_rows(len(source), config.prepare, seed=config.seed, iteration=job.iteration)
-    job.notes |= {
-        "source": source.name,
-        "source_rows": str(len(source)),
-        "reused": str(part.reused),
-    }
+    config, source = job.config, open_source(job.config.prepare)
+    aside = hold_out(job, source)
+    part = iteration_rows(
+        len(source),
+        config.prepare,
+        seed=config.seed,
+        iteration=job.iteration,
+        held_out=aside.source_rows,
+    )
+    job.notes |= {"source": source.name, "source_rows": str(len(source))}
+    job.notes["reused"] = str(part.reused)
     groups = list(in_groups(part.rows, config.shards.group_size))
     mine = [groups[number] for number in group_of_shard(len(groups), job.shard)]
     sizes: list[int] = []
     for group in job.progress(mine, total=sum(map(len, mine))):
         sizes.append(0)
-        for row in read_instructions(source, group, config.prepare):
-            if isinstance(row, Quarantined):
-                job.quarantine(row)
-                continue
+        for row in usable(job, source, group, aside):
             sizes[-1] += 1
             yield row
     job.notes[GROUP_SIZES] = " ".join(map(str, sizes))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from jobs._checkpoints import load_ordinal
 from jobs._entry import Job, in_groups, main
-from rlaifv.benchmarks import load_benchmark
+from rlaifv.benchmarks.of_run import run_benchmarks
 from rlaifv.pipeline import respond_shard
 from rlaifv.records import Response
 
@@ -29,21 +29,17 @@ def respond(job: Job) -> Iterator[Response]:
     from rlaifv.models.base import Decoding, Prompt  # torch: not for --help
 
     decoding = Decoding(config.max_new_tokens, num_beams=config.num_beams)
-    asked = ((spec.name, q) for spec in config.benchmarks for q in load_benchmark(spec).questions())
+    benchmarks = run_benchmarks(job.run, job.config, job.iteration)
+    asked = ((name, q) for name, each in benchmarks.items() for q in each.questions())
     groups = in_groups(asked, job.config.shards.group_size)
     mine = itertools.islice(groups, slice_.index, None, slice_.count)
     for group in job.progress(mine):
         prompts = [Prompt(question.image, question.question) for _, question in group]
         answers = loaded.model.answer(prompts, decoding=decoding)
         for (name, question), (made,) in zip(group, answers, strict=True):
-            yield Response(
-                benchmark=name,
-                question_id=question.question_id,
-                step=loaded.step,
-                text=made.text,
-                num_tokens=made.num_tokens,
-                finish_reason=made.finish_reason,
-            )
+            said = made._asdict()  # text, num_tokens, finish_reason
+            asked_id = question.question_id
+            yield Response(benchmark=name, question_id=asked_id, step=loaded.step, **said)
 
 
 if __name__ == "__main__":

@@ -174,7 +174,8 @@ def _run(given: argparse.Namespace) -> int:
 
     names = ("temperature", "top_p", "top_k", "max_new_tokens")
     sample = checked(lambda: SampleConfig(**chosen(*names)), what="a flag of sampling")
-    beta = TrainConfig().beta if given.beta is None else given.beta
+    # A negative beta would turn the order.
+    beta = checked(lambda: TrainConfig(**chosen("beta")), what="a flag of the reward").beta
     settings = Settings(given.num_samples or DEFAULT_N, sample, beta, given.seed)
     asked = read_questions(given.questions)
 

@@ -3,12 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
-from rlaifv.benchmarks import load_benchmark
-from rlaifv.config import RunConfig
+from rlaifv.benchmarks.labelled import REJECTED_CLAIMS
+from rlaifv.benchmarks.of_run import run_benchmarks, selecting
+from rlaifv.config import Criterion, RunConfig
 from rlaifv.errors import ArtifactError
-from rlaifv.pipeline import Shard, num_shards, part_key
+from rlaifv.pipeline import HELD_OUT, Shard, holds_out, labels_grades, num_shards, part_key
 from rlaifv.records import Checkpoint, Choice, Grade
-from rlaifv.selection import Evaluated, choose
+from rlaifv.selection import PAPER_BASIS, RESPONSE_HALLUCINATION, Evaluated, Grounds, choose
 from rlaifv.store import Store
 
 
@@ -24,24 +25,51 @@ def choose_checkpoint(run: Store, config: RunConfig, iteration: int) -> Choice:
         grades[row.benchmark, row.step].append(row)
     trees: dict[int, str | None] = {0: None} | {row.step: row.tree for row in checkpoints}
     evaluated = []
+    benchmarks = run_benchmarks(run, config, iteration)
     for step, tree in trees.items():
         metrics: dict[str, float | None] = {}
-        for spec in config.respond.benchmarks:
-            mine, start = grades[spec.name, step], grades[spec.name, 0]
+        for name, benchmark in benchmarks.items():
+            mine, start = grades[name, step], grades[name, 0]
             if {row.question_id for row in mine} != {row.question_id for row in start}:
                 raise ArtifactError(
-                    f"{run}: iteration {iteration}, {spec.name}: {len(mine)} grades of step {step} "
+                    f"{run}: iteration {iteration}, {name}: {len(mine)} grades of step {step} "
                     f"and {len(start)} of step 0 are not of the same questions"
                 )
-            own = load_benchmark(spec).metrics(mine)
-            metrics |= {f"{spec.name}/{name}": value for name, value in own.items()}
+            own = benchmark.metrics(mine)
+            metrics |= {f"{name}/{metric}": value for metric, value in own.items()}
         evaluated.append(Evaluated(step, tree, metrics))
     return choose(
         evaluated,
-        select=[spec.name for spec in config.respond.benchmarks if spec.use == "select"],
+        Grounds(
+            select=selecting(config),
+            criteria=_criteria(config),
+            basis=_basis(config, len({row.question_id for row in grades[HELD_OUT, 0]})),
+        ),
         config=config.choose,
         num_pairs=run.provenance(part_key(iteration, "pairs", only)).rows,
         min_pairs=config.train.min_pairs,
+    )
+
+
+def _criteria(config: RunConfig) -> tuple[Criterion, ...]:
+    """As configured, else the one that fits what selects."""
+    usual = REJECTED_CLAIMS if labels_grades(config) else RESPONSE_HALLUCINATION
+    return config.choose.criteria or (Criterion(metric=usual),)
+
+
+def _basis(config: RunConfig, num_questions: int) -> str:
+    """What the comparison rests on, for the reason."""
+    held_out = holds_out(config)
+    if held_out is None:
+        return PAPER_BASIS if config.choose.rule == "paper" else ""
+    if held_out.coco is not None:
+        return (
+            f"compared by CHAIR on {num_questions} COCO images that are in no instruction and no "
+            "benchmark"
+        )
+    return (
+        f"compared by the labeller's own verdicts on {num_questions} held-out instructions, for "
+        "no COCO annotations are given (choose.held_out.coco)"
     )
 
 

@@ -5,11 +5,9 @@ Defaults are the paper's (arXiv 2405.17220) or, where it is silent, the referenc
 change results.
 """
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from rlaifv.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -214,6 +212,7 @@ class JudgeConfig(Section):
     """File with a prompt that replaces our own wording."""
     temperature: NonNegative = 0.0
     """Release: 0 (MMHal-Bench), 1e-5 (RefoMB), 0.2 (Object HalBench's extraction)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0)] = 0
     """Repeat r asks with seed + r."""
     repeats: Positive | None = None
@@ -272,19 +271,65 @@ class RespondConfig(Section):
         return self
 
 
+class Criterion(Section):
+    """One figure that checkpoints are compared by."""
+
+    metric: Annotated[str, Field(min_length=1)]
+    """`recall`: its mean over the benchmarks that select; `mmhal/score`: of that one only."""
+    better: Literal["lower", "higher"] = "lower"
+    weight: PositiveFloat = 1.0
+    """In the weighted mean over the criteria, which decides."""
+
+
+class HeldOutConfig(Section):
+    """Questions that nothing else uses, to choose on where no benchmark has `use: select`.
+
+    `prepare` sets them aside: a picture that is among them is in no instruction.
+    """
+
+    coco: str | None = None
+    """Folder of the COCO 2014 annotation files. With it, `images` and `vocabulary`: CHAIR (mode
+    `chair`, no judge) on COCO images. Without: the labeller's rejected claims on instructions."""
+    images: str | None = None
+    """Folder of COCO images; they keep their names."""
+    vocabulary: str | None = None
+    """CHAIR's synonym table."""
+    nltk_data: str | None = None
+    exclude: tuple[str, ...] = ()
+    """Files with ids or names of further images that must not be taken."""
+    num_images: Positive = 500
+    num_instructions: Positive = 200
+    """Of a source with fewer than five times as many rows a fifth is held out."""
+
+    @model_validator(mode="after")
+    def _coco_is_whole(self) -> Self:
+        given = {"coco": self.coco, "images": self.images, "vocabulary": self.vocabulary}
+        lacking = [name for name, value in given.items() if value is None]
+        if 0 < len(lacking) < len(given):
+            raise ValueError(f"coco, images and vocabulary go together: {lacking[0]} is missing")
+        return self
+
+
 class ChooseConfig(Section):
     """How the checkpoint of an iteration is chosen."""
 
     rule: Literal["held_out", "paper"] = "held_out"
-    """`held_out`: by the metric on the `select` benchmarks, with guards on recall and length.
-    `paper`: the same metric without guards, for choosing on the benchmarks that are reported, as
+    """`held_out`: by the criteria on what selects, with guards on recall and length.
+    `paper`: the same criteria without guards, for choosing on the benchmarks that are reported, as
     the authors did (Object HalBench and MMHal-Bench); the reason says so."""
-    metric: str = "response_hallucination"
-    """Lower is better; averaged over the `select` benchmarks."""
+    held_out: HeldOutConfig | None = None
+    """What selects where no benchmark has `use: select`; None: the last checkpoint is taken."""
+    criteria: tuple[Criterion, ...] = ()
+    """Empty: `response_hallucination`, or `rejected_claims` on held-out instructions; lower is
+    better."""
+    tie_break: Literal["earliest", "latest", "recall"] = "earliest"
+    """`recall`: the highest, then the earliest. The starting policy counts as the earliest."""
     max_recall_drop: Fraction = 0.02
-    """Absolute, against the starting policy, on the selection benchmarks."""
+    """Absolute, against the starting policy, on what selects."""
     max_length_drop: Fraction = 0.2
     """Relative, against the starting policy's mean words."""
+    max_length_growth: NonNegative | None = 0.5
+    """The same upwards; None: no bound."""
 
 
 class ShardsConfig(Section):
@@ -343,40 +388,3 @@ class RunConfig(Section):
                 f"expected iterations 1, got {self.iterations}"
             )
         return self
-
-
-def parse_config(values: dict[str, Any], *, source: str) -> RunConfig:
-    """A validated configuration; raises ConfigError naming `source` and every bad key."""
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or '(whole)'}: {item['msg']}"
-            for item in error.errors()
-        ]
-        raise ConfigError(
-            "\n".join([f"{source}: the configuration is not valid", *lines])
-        ) from error
-
-
-def changed_fields(old: RunConfig, new: RunConfig) -> list[str]:
-    """`section.key: old -> new` for every difference, sorted; a grown `iterations` is none."""
-    left, right = flat_fields(old.model_dump(mode="json")), flat_fields(new.model_dump(mode="json"))
-    if new.iterations >= old.iterations:
-        right["iterations"] = left["iterations"]
-    keys = sorted(set(left) | set(right))
-    return [
-        f"{key}: {left.get(key, '(absent)')!r} -> {right.get(key, '(absent)')!r}"
-        for key in keys
-        if left.get(key, "(absent)") != right.get(key, "(absent)")
-    ]
-
-
-def flat_fields(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, keys joined with dots."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= flat_fields(inner, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -109,7 +109,6 @@ def benchmarks() -> argparse.ArgumentParser:
         metavar="FILE",
         help="refomb: the same for its second score",
     )
-    score.add_argument("--mode", help="judge, rules or chair; for amber vectors or exact")
     score.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSON to write")
     score.add_argument("--cache", type=Path, metavar="DIR", help="folder of judge replies")
     _judge(score)
@@ -128,6 +127,7 @@ def _benchmark_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ground-truth", type=Path, metavar="PATH", help="file (amber: folder)")
     parser.add_argument("--synonyms", type=Path, metavar="FILE", help="table of object names")
     parser.add_argument("--nltk-data", type=Path, metavar="DIR", help="NLTK's data folder")
+    parser.add_argument("--mode", help="judge, rules or chair; for amber vectors or exact")
 
 
 def _judge(score: argparse.ArgumentParser) -> None:
@@ -136,6 +136,10 @@ def _judge(score: argparse.ArgumentParser) -> None:
     judge.add_argument("--judge-model", help="default: the published scores' judge")
     judge.add_argument("--judge-prompt", metavar="FILE", help="replaces our wording")
     judge.add_argument("--judge-temperature", type=float, help="0: greedy")
+    judge.add_argument("--judge-top-p", type=float, help="default: 1")
+    judge.add_argument(
+        "--judge-max-tokens", type=positive, metavar="N", help="default: the published scores'"
+    )
     judge.add_argument("--judge-concurrency", type=int, metavar="N", help="requests at a time")
     judge.add_argument("--judge-attempts", type=int, metavar="N", help="requests per item")
     judge.add_argument("--judge-timeout", type=float, metavar="SECONDS", help="of a request")

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from rlaifv.config import RunConfig
+from rlaifv.config import HeldOutConfig, RunConfig
 from rlaifv.records import (
     Answer,
     Checkpoint,
@@ -29,6 +29,8 @@ from rlaifv.records import (
 CONFIG = "config.json"
 POLICY = "policy"
 """Pseudo-artifact: `config.policy`, or the tree chosen by the iteration before."""
+HELD_OUT = "held_out"
+"""Name of the benchmark that consists of what `prepare` set aside, and its folder."""
 
 ARTIFACTS: dict[str, type[Record]] = {
     "instructions": Instruction,
@@ -84,6 +86,26 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
+
+
+def holds_out(config: RunConfig) -> HeldOutConfig | None:
+    """What `prepare` sets aside for choosing; None where a benchmark selects, or nothing does."""
+    selects = any(spec.use == "select" for spec in config.respond.benchmarks)
+    stages = {"prepare", "choose"} <= set(config.stages)
+    wanted = config.choose.rule == "held_out" and stages and not selects
+    return config.choose.held_out if wanted else None
+
+
+def labels_grades(config: RunConfig) -> bool:
+    """Whether `grade` asks the labeller, as `verify` does."""
+    held_out = holds_out(config)
+    return held_out is not None and held_out.coco is None
+
+
+def stage_of(config: RunConfig, name: str) -> Stage:
+    """The stage as this run needs it: `grade` on a GPU where it asks the labeller."""
+    labels = name == "grade" and labels_grades(config)
+    return STAGES[name]._replace(runs_on="gpu") if labels else STAGES[name]
 
 
 def num_checkpoints(config: RunConfig) -> int:
@@ -149,6 +171,11 @@ def part_key(iteration: int, artifact: str, shard: Shard) -> str:
 def quarantine_key(iteration: int, stage: str, shard: Shard) -> str:
     """Key of the rows that a shard set aside; written before its part, and only if there are any."""
     return part_key(iteration, f"quarantine/{stage}", shard)
+
+
+def held_out_key(iteration: int) -> str:
+    """Key of the questions that `prepare` set aside; written before its first part."""
+    return part_key(iteration, f"{HELD_OUT}/prepare", Shard(0, 1))
 
 
 def manifest_key(iteration: int, artifact: str) -> str:

@@ -16,6 +16,7 @@ from rlaifv.config import (
     BenchmarkSpec,
     ChooseConfig,
     ClaimConfig,
+    HeldOutConfig,
     JudgeConfig,
     LoraConfig,
     ModelSpec,
@@ -28,8 +29,8 @@ from rlaifv.config import (
     ShardsConfig,
     TrainConfig,
     VerifyConfig,
-    parse_config,
 )
+from rlaifv.config_values import parse_config
 from rlaifv.errors import ConfigError
 
 FULL_TUNING = TrainConfig(gradient_checkpointing=True)
@@ -42,6 +43,9 @@ OPENAI = "https://api.openai.com/v1"
 CLAIM_MODEL = ModelSpec(path="meta-llama/Meta-Llama-3-8B-Instruct", family="text", batch_size=8)
 """The release splits with two fine-tunes of Llama-3-8B (batch 8, bf16) that are not on the hub; the
 base they were made from, with our own prompts, stands in."""
+
+HELD_OUT = ChooseConfig(held_out=HeldOutConfig())
+"""Not the authors' way: they chose on the benchmarks that they report (recipe `paper`)."""
 
 
 def demo() -> RunConfig:
@@ -78,9 +82,10 @@ def llava15_7b() -> RunConfig:
     """RLAIF-V 7B as in the paper: LLaVA-1.5 7B, labelled by LLaVA-NeXT 34B, full fine-tuning.
 
     Policy: release, `llava15_train.sh` (in transformers' layout). Labeller: paper, section 3; the
-    release's code has OmniLMM-12B in its place. Benchmark files cannot be shipped: name yours in
-    `respond.benchmarks`, one of them for selection (docs/benchmarks.md, "Choosing a checkpoint"),
-    else the last checkpoint is taken.
+    release's code has OmniLMM-12B in its place. Checkpoints are compared on what `prepare` holds out:
+    COCO images where `choose.held_out` names COCO's annotations, else instructions, which the
+    labeller judges (docs/benchmarks.md, "Choosing a checkpoint"). Benchmark files cannot be
+    shipped: name yours in `respond.benchmarks`.
     """
     return RunConfig(
         name="llava15-7b",
@@ -88,6 +93,7 @@ def llava15_7b() -> RunConfig:
         policy=ModelSpec(path="llava-hf/llava-1.5-7b-hf"),
         claim=ClaimConfig(model=CLAIM_MODEL),
         train=FULL_TUNING,
+        choose=HELD_OUT,
     )
 
 
@@ -159,6 +165,7 @@ def omnilmm_12b() -> RunConfig:
         claim=ClaimConfig(model=CLAIM_MODEL),
         verify=VerifyConfig(labeller=model),
         train=FULL_TUNING,
+        choose=HELD_OUT,
     )
 
 

@@ -52,21 +52,36 @@ class Taken(NamedTuple):
     """How many of them earlier iterations have had."""
 
 
-def iteration_rows(num_rows: int, config: PrepareConfig, *, seed: int, iteration: int) -> Taken:
-    """The next slice of a seeded permutation of the source's rows.
+def held_out_rows(num_rows: int, wanted: int, *, seed: int) -> list[int]:
+    """The end of the permutation, which no iteration takes; at most a fifth of the rows."""
+    count = min(wanted, num_rows // 5)
+    return sorted(_order(num_rows, seed)[num_rows - count :])
+
+
+def _order(num_rows: int, seed: int) -> list[int]:
+    order = list(range(num_rows))
+    random.Random(f"{seed}/instructions").shuffle(order)
+    return order
+
+
+def iteration_rows(
+    num_rows: int, config: PrepareConfig, *, seed: int, iteration: int, held_out: int = 0
+) -> Taken:
+    """The next slice of a seeded permutation of the source's rows but the last `held_out`.
 
     Slices of different iterations are disjoint until the source is exhausted. Then `stop` takes
     what is left and raises ConfigError when nothing is, and `reuse` starts over. The fewer
     iterations came before, the less depends on `instructions_per_iteration`: it may not change.
     """
-    order = list(range(num_rows))
-    random.Random(f"{seed}/instructions").shuffle(order)
+    num_rows -= held_out
+    order = _order(num_rows + held_out, seed)[:num_rows]
     wanted = min(config.instructions_per_iteration, num_rows)
     start = iteration * config.instructions_per_iteration
     if config.when_exhausted == "stop":
+        aside = f" besides {held_out} that are held out" if held_out else ""
         if start >= num_rows:
             raise ConfigError(
-                f"prepare.source: {config.source} has {num_rows} rows, and iterations 0 to "
+                f"prepare.source: {config.source} has {num_rows} rows{aside}, and iterations 0 to "
                 f"{iteration - 1} took {config.instructions_per_iteration} each: none is left for "
                 f"iteration {iteration}; give more data, fewer iterations, or set "
                 "prepare.when_exhausted=reuse"

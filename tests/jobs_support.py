@@ -31,7 +31,7 @@ from rlaifv.records import Record
 from rlaifv.store import Store, open_store
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT.parent / "shared" / "data"
+DATA = Path(os.environ.get("RLAIFV_TEST_DATA", ROOT.parent / "shared" / "data"))
 R = TypeVar("R", bound=Record)
 TO_VERIFY = ("prepare", "sample", "claim", "verify")
 LOOP = (*TO_VERIFY, "pair", "reflogp", "train", "respond", "grade", "choose")

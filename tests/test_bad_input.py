@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from rlaifv.claims import split_answer
-from rlaifv.config import ModelSpec, PrepareConfig, RunConfig, ShardsConfig, parse_config
+from rlaifv.config import ModelSpec, PrepareConfig, RunConfig, ShardsConfig
+from rlaifv.config_values import parse_config
 from rlaifv.errors import ConfigError
 from rlaifv.images import decode
 from rlaifv.pipeline import CONFIG, Shard, part_key, quarantine_key

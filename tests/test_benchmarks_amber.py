@@ -17,7 +17,7 @@ from rlaifv.benchmarks.amber import (
     read_data,
 )
 from rlaifv.errors import ArtifactError
-from tests.nltk_folder import SHARED, make_nltk_folder
+from tests.nltk_folder import make_nltk_folder, shared_data
 
 RELATION = {
     "dog": ["puppy", "hound"],
@@ -134,10 +134,7 @@ def test_overall_figures_need_all_three_dimensions() -> None:
 
 
 def shared() -> Path:
-    folder = SHARED / "amber"
-    if not folder.exists():
-        pytest.skip("no shared data")
-    return folder
+    return shared_data("amber")
 
 
 def test_the_published_files_are_read() -> None:
@@ -145,6 +142,7 @@ def test_the_published_files_are_read() -> None:
     assert len(data.annotations) == 15220
     assert data.annotations[1].truth.count("ship") == 2
     assert "orange" in data.safe_words
+    assert main(["check", "amber", "--nltk-data", "/none"]) == 65
     assert main(["check", "amber", "--ground-truth", str(shared()), "--nltk-data", "/none"]) == 65
 
 

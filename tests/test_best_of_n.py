@@ -84,3 +84,27 @@ def test_the_command_writes_one_line_per_question(
         assert row["text"] == row["candidates"][row["winner"]]["text"]
     questions.write_text("\n".join(json.dumps(rows[0]) for _ in range(2)))
     assert main(argv) == 65
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--num-samples", "0"], 78, "--num-samples: expected at least 1, got 0"),
+        (["--temperature", "0"], 78, "temperature"),
+        (["--beta", "-1"], 78, "beta"),
+        (["--batch-size", "0"], 78, "batch_size"),
+        (["--policy", "nowhere"], 78, "nowhere"),
+        (["--questions", "nowhere.jsonl"], 65, "nowhere.jsonl: no such file"),
+    ],
+)
+def test_what_cannot_be_is_named_with_its_exit_code(
+    flags: list[str], code: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.png").write_bytes(random_image(5))
+    questions = tmp_path / "q.jsonl"
+    questions.write_text('{"question": "What?", "image": "a.png"}')
+    argv = ["--policy", "p", "--reference", "r", "--questions", str(questions)]
+    argv += ["--out", str(tmp_path / "out.jsonl"), *flags]
+    assert main(argv) == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()

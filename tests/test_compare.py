@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 
 from controller.__main__ import main
-from controller.compare import Comparison, _metrics, compare
+from controller.compare import Compared, Comparison, _Graded, _metrics, compare
 from controller.compare_text import comparison_text
+from rlaifv.benchmarks import load_benchmark
 from rlaifv.benchmarks.captions import CaptionGrade
 from rlaifv.config import BenchmarkSpec
 from rlaifv.records import Grade
 from tests.commands_support import finished_run
 from tests.fake_world import HOSTILE, tiny_config
 
-SPEC = BenchmarkSpec(name="test", path="nowhere", vocabulary="nowhere")
+BENCHMARK = load_benchmark(BenchmarkSpec(name="test", path="nowhere", vocabulary="nowhere"))
+
+
+def metrics(a: list[Grade], b: list[Grade]) -> list[Compared]:
+    return _metrics("test", _Graded(BENCHMARK, a), _Graded(BENCHMARK, b))
 
 
 def grades(share_wrong: float, count: int, seed: int) -> list[Grade]:
@@ -41,7 +46,7 @@ def grades(share_wrong: float, count: int, seed: int) -> list[Grade]:
 
 def test_the_interval_of_a_share_is_the_binomial_one() -> None:
     a, b = grades(0.5, 400, 1), grades(0.3, 400, 2)
-    one = next(m for m in _metrics(SPEC, a, b) if m.metric == "test/response_hallucination")
+    one = next(m for m in metrics(a, b) if m.metric == "test/response_hallucination")
     assert one.spread == "paired bootstrap over questions"
     assert None not in (one.a, one.a_low, one.a_high, one.low, one.high, one.difference)
     width = 2 * 1.96 * math.sqrt((one.a or 0) * (1 - (one.a or 0)) / 400)
@@ -54,7 +59,7 @@ def test_the_interval_of_a_share_is_the_binomial_one() -> None:
 
 def test_the_same_answers_differ_by_nothing() -> None:
     rows = grades(0.5, 50, 1)
-    for one in _metrics(SPEC, rows, rows):
+    for one in metrics(rows, rows):
         assert (one.difference, one.low, one.high) == (0.0, 0.0, 0.0)
 
 
@@ -64,13 +69,13 @@ def test_a_paired_difference_is_narrower_than_its_parts() -> None:
         rows[n] if n % 50 else grades(0.0, 1, 0)[0].model_copy(update={"question_id": f"q{n}"})
         for n in range(200)
     ]
-    one = next(m for m in _metrics(SPEC, rows, better) if m.metric == "test/response_hallucination")
+    one = next(m for m in metrics(rows, better) if m.metric == "test/response_hallucination")
     alone = (one.a_high or 0) - (one.a_low or 0)
     assert (one.high or 0) - (one.low or 0) < alone / 2
 
 
 def test_without_the_same_questions_there_is_no_interval_and_it_says_so() -> None:
-    for one in _metrics(SPEC, grades(0.5, 20, 1), grades(0.5, 30, 1)):
+    for one in metrics(grades(0.5, 20, 1), grades(0.5, 30, 1)):
         assert (one.low, one.high, one.spread) == (None, None, "none: other questions")
         assert one.questions == 20
 

@@ -15,6 +15,7 @@ from controller.places import run_place
 from controller.plan import JobSpec, ShardId
 from rlaifv.errors import ConfigError
 from rlaifv.pipeline import STAGES
+from rlaifv.recipes import demo
 
 
 def spec(folder: Path, *actions: str, stage: str = "sample", shards: int = 1) -> JobSpec:
@@ -170,4 +171,4 @@ def test_where_forks_do_not_live_fresh_interpreters_take_over(tmp_path: Path, mo
 def test_a_cluster_cannot_run_what_only_this_machine_can_reach(tmp_path: Path) -> None:
     place = run_place(str(tmp_path), "demo")
     with pytest.raises(ConfigError, match="key ROOT of ConfigMap rlaifv-run"):
-        open_platform(ExecutorSettings("kubernetes", LocalSettings(tmp_path)), place)
+        open_platform(ExecutorSettings("kubernetes", LocalSettings(tmp_path)), place, demo())

@@ -13,11 +13,15 @@ from controller.evaluate import (
     Evaluation,
     Wanted,
     benchmark_spec,
+    benchmark_specs,
     default_name,
     evaluation_table,
     read_evaluation,
+    read_flags,
 )
+from controller.flags import parser
 from rlaifv.benchmarks import load_benchmark
+from rlaifv.benchmarks.estimate import estimate
 from rlaifv.benchmarks.held_out import held_out_questions, read_excluded
 from rlaifv.benchmarks.held_out import main as held_out
 from rlaifv.benchmarks.mmhal import TYPES
@@ -117,6 +121,7 @@ def test_the_command_evaluates_a_model_and_asks_nothing_twice(
     argv += ["--set", "respond.max_new_tokens=6", "--set", "policy.dtype=float32"]
     assert main(argv) == 0
     table = capsys.readouterr().out
+    assert f"mmhal: the judge is asked at most {2 * NUM_QUESTIONS} times" in table
     assert "mmhal      score" in table
     assert "not measured" in table  # the stub ignores its seed
     file = root / "eval-tiny-llava-v1-5" / EVALUATION
@@ -168,13 +173,111 @@ def test_a_benchmark_that_is_not_there_is_named(text: str, message: str, tmp_pat
 def test_what_needs_a_judge_is_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["evaluate", "--model", "m", "--root", str(tmp_path)]
+    argv = ["evaluate", "--model", str(tmp_path), "--root", str(tmp_path), "--name", "e"]
     argv += ["--benchmarks", f"mmhal={mmhal_file(tmp_path)}"]
     assert main(argv) == 78
-    assert "mmhal needs `judge`" in capsys.readouterr().err
-    assert main([*argv, "--repeats", "2"]) == 78
-    assert "there is no --judge URL" in capsys.readouterr().err
-    assert not (tmp_path / "eval-m").exists()
+    assert "benchmark mmhal: a judge is needed: --judge URL" in capsys.readouterr().err
+    for flags in (["--repeats", "2"], ["--swap"], ["--judge-temperature", "1"]):
+        assert main([*argv, *flags]) == 78
+        assert "there is no --judge URL" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+def test_everything_that_is_missing_is_said_at_once_and_the_model_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["evaluate", "--root", str(tmp_path), "--benchmarks"]
+    argv += ["object_halbench,mmhal,refomb,amber", "--model"]
+    assert main([*argv, str(tmp_path / "nowhere")]) == 78
+    said = capsys.readouterr().err
+    assert "nowhere: no such folder" in said
+    assert "benchmarks" not in said
+    assert main([*argv, "owner/name"]) == 78
+    said = capsys.readouterr().err
+    for name in ("object_halbench", "mmhal", "refomb", "amber"):
+        assert f"--benchmarks {name}: neither a folder nor a file {name}" in said
+    for source in ("CC BY-NC 4.0", "junyangwang0410/AMBER", "Apache-2.0", "cocodataset.org"):
+        assert source in said
+
+
+def test_a_mode_is_named_by_benchmark(tmp_path: Path) -> None:
+    for name in ("object_halbench.jsonl", "synonyms.txt"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "coco").mkdir()
+    argv = ["evaluate", "--model", "owner/name", "--benchmarks", "object_halbench"]
+    argv += ["--data", str(tmp_path), "--mode"]
+    _, wanted = read_flags(parser().parse_args([*argv, "object_halbench=chair"]), ())
+    (spec,) = benchmark_specs(wanted)
+    assert spec.mode == "chair"
+    for wrong in ("object_halbench=exact", "mmhal=judge", "chair"):
+        with pytest.raises(ConfigError, match="object_halbench: judge, rules, chair; amber"):
+            read_flags(parser().parse_args([*argv, wrong]), ())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "requests", "tokens"),
+    [
+        ("mmhal", {}, 2, 2 * 512),
+        ("mmhal", {"repeats": 3, "max_tokens": 100}, 6, 600),
+        ("refomb", {}, 2 * 2 * 3, 12 * 2048),
+        ("refomb", {"swap": True, "repeats": 1}, 2 * 3, 6 * 2048),
+        ("object_halbench", {}, 2, 2 * 512),
+    ],
+)
+def test_what_a_judge_is_asked_at_most_is_said_before(
+    kind: str, changes: dict[str, object], requests: int, tokens: int, tmp_path: Path
+) -> None:
+    row = {
+        "question": "Q?" * 50,
+        "image_content": ["dog"],
+        "gt_answer": "A",
+        "image_url": "u",
+        "description": "d" * 400,
+        "answer": "a",
+        "type": "OCR",
+    }
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{json.dumps(row)}\n" * 2)
+    given = {"url": "http://x", "input_price": 1, "output_price": 10, **changes}
+    judge = JudgeConfig.model_validate(given)
+    spec = BenchmarkSpec.model_validate(
+        {"name": "b", "kind": kind, "path": str(path), "judge": judge}
+    )
+    low, high = (estimate(spec, answer_tokens=answer) for answer in (100, 200))
+    assert low is not None
+    assert high is not None
+    assert (low.requests, low.max_output_tokens) == (requests, tokens)
+    answers = requests - (2 * (judge.repeats or 3) if kind == "refomb" else 0)
+    assert high.input_tokens - low.input_tokens == 100 * answers  # the second step reads reviews
+    assert low.max_cost == pytest.approx((low.input_tokens + 10 * tokens) / 1e6)
+    assert estimate(spec.model_copy(update={"judge": None}), answer_tokens=1) is None
+
+
+def test_object_halbench_without_its_tables_names_them_with_their_source(tmp_path: Path) -> None:
+    (tmp_path / "object_halbench.jsonl").write_text("")
+    with pytest.raises(ConfigError) as caught:
+        benchmark_specs(Wanted("m", ("object_halbench",), str(tmp_path)))
+    said = str(caught.value)
+    assert "no --coco: {instances,captions}_{train,val}2014.json: https://cocodataset.org" in said
+    assert "no --synonyms: synonym table of 80 classes: data/synonyms.txt of LisaAnne" in said
+
+
+def test_judge_flags_reach_every_judged_benchmark(tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("{} {} {} {}")
+    path = mmhal_file(tmp_path)
+    argv = ["evaluate", "--model", "owner/name", "--benchmarks", f"mmhal={path},refomb={path}"]
+    argv += ["--judge", "http://localhost:1/v1", "--swap", "--judge-temperature", "0.3"]
+    argv += ["--judge-prompt", f"mmhal={prompt}", "--repeats", "2"]
+    _, wanted = read_flags(parser().parse_args(argv), ())
+    mmhal, refomb = (spec.judge for spec in benchmark_specs(wanted))
+    assert mmhal is not None
+    assert refomb is not None
+    assert (mmhal.prompt, refomb.prompt) == (str(prompt), None)
+    assert (refomb.swap, refomb.temperature, refomb.repeats) == (True, 0.3, 2)
+    argv[argv.index(f"mmhal={prompt}")] = str(prompt)
+    with pytest.raises(ConfigError, match="expected NAME=FILE with one of object_halbench"):
+        read_flags(parser().parse_args(argv), ())
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 import pytest
 
-from rlaifv.config import ChooseConfig
+from rlaifv.config import ChooseConfig, Criterion
 from rlaifv.errors import ConfigError
 from rlaifv.records import Choice
-from rlaifv.selection import Evaluated, choose
+from rlaifv.selection import PAPER_BASIS, Evaluated, Grounds, choose
 
 CONFIG = ChooseConfig()
+LOWEST = (Criterion(metric="response_hallucination"),)
 
 
 def checkpoint(
@@ -22,8 +23,15 @@ def checkpoint(
     return Evaluated(step, f"tree-{step}" if step else None, metrics)
 
 
-def pick(*evaluated: Evaluated, num_pairs: int = 100, config: ChooseConfig = CONFIG) -> Choice:
-    return choose(evaluated, select=["scenes"], config=config, num_pairs=num_pairs, min_pairs=8)
+def pick(
+    *evaluated: Evaluated,
+    num_pairs: int = 100,
+    config: ChooseConfig = CONFIG,
+    criteria: tuple[Criterion, ...] = LOWEST,
+    basis: str = "",
+) -> Choice:
+    grounds = Grounds(["scenes"], criteria, basis)
+    return choose(evaluated, grounds, config=config, num_pairs=num_pairs, min_pairs=8)
 
 
 def test_the_lowest_hallucination_is_chosen() -> None:
@@ -39,7 +47,7 @@ def test_the_paper_s_rule_has_no_guards_and_says_on_what_it_chose() -> None:
     rows = [checkpoint(0, 0.5), checkpoint(4, 0.3), checkpoint(8, 0.2, recall=0.1)]
     assert pick(*rows).step == 4
     assert "flatter" not in pick(*rows).reason
-    choice = pick(*rows, config=ChooseConfig(rule="paper"))
+    choice = pick(*rows, config=ChooseConfig(rule="paper"), basis=PAPER_BASIS)
     assert choice.step == 8
     assert "on the benchmarks that are reported, as the authors did" in choice.reason
 
@@ -68,9 +76,39 @@ def test_recall_may_fall_by_exactly_the_allowed_amount(recall: float, step: int)
     assert choice.candidates[1].eligible == (step == 4)
 
 
-@pytest.mark.parametrize(("mean_words", "step"), [(24.0, 4), (23.9, 0), (90.0, 4)])
-def test_length_may_fall_by_exactly_the_allowed_share(mean_words: float, step: int) -> None:
+@pytest.mark.parametrize(
+    ("mean_words", "step"), [(24.0, 4), (23.9, 0), (45.0, 4), (45.1, 0), (90.0, 0)]
+)
+def test_length_may_change_by_exactly_the_allowed_share(mean_words: float, step: int) -> None:
     assert pick(checkpoint(0, 0.5), checkpoint(4, 0.1, mean_words=mean_words)).step == step
+
+
+def test_the_upper_bound_on_length_can_be_lifted_and_is_named() -> None:
+    rows = [checkpoint(0, 0.5), checkpoint(4, 0.1, mean_words=90.0)]
+    assert pick(*rows, config=ChooseConfig(max_length_growth=None)).step == 4
+    remark = pick(*rows).candidates[1].remark
+    assert remark == "scenes/mean_words rose from 30.0 to 90.0, more than 50% allowed"
+
+
+@pytest.mark.parametrize(("tie_break", "step"), [("earliest", 4), ("latest", 12), ("recall", 8)])
+def test_ties_are_broken_as_configured(tie_break: str, step: int) -> None:
+    config = ChooseConfig.model_validate({"tie_break": tie_break})
+    rows = [checkpoint(4, 0.2), checkpoint(8, 0.2, recall=0.95), checkpoint(12, 0.2)]
+    assert pick(checkpoint(0, 0.5), *rows, config=config).step == step
+
+
+def test_more_can_be_better_and_several_figures_are_weighed() -> None:
+    rows = [checkpoint(0, 0.5, 0.8), checkpoint(4, 0.3, 0.9), checkpoint(8, 0.2, 0.85)]
+    most = (Criterion(metric="recall", better="higher"),)
+    choice = pick(*rows, criteria=most)
+    assert choice.step == 4
+    assert "step 4 has the highest recall on scenes: 0.9 against 0.8" in choice.reason
+    both = Criterion(metric="response_hallucination"), *most
+    assert pick(*rows, criteria=both).step == 8  # 0.1 gained, 0.05 lost
+    heavy = both[0], Criterion(metric="scenes/recall", better="higher", weight=3)
+    choice = pick(*rows, criteria=heavy)
+    assert choice.step == 4
+    assert "response_hallucination on scenes and recall on scenes: 0.3 and 0.9" in choice.reason
 
 
 def test_a_remark_says_why_a_candidate_is_not_eligible() -> None:
@@ -128,7 +166,7 @@ def test_no_checkpoint_keeps_the_starting_policy() -> None:
 
 def test_without_selection_benchmarks_the_last_checkpoint_is_taken() -> None:
     rows = [checkpoint(0, 0.1), checkpoint(8, 0.9), checkpoint(4, 0.2)]
-    choice = choose(rows, select=[], config=CONFIG, num_pairs=100, min_pairs=8)
+    choice = choose(rows, Grounds([], LOWEST), config=CONFIG, num_pairs=100, min_pairs=8)
     assert (choice.step, choice.tree) == (8, "tree-8")
     assert "last of 2 checkpoints; no benchmark is configured" in choice.reason
     assert choice.metrics["scenes/recall"] == 0.9
@@ -140,7 +178,7 @@ def test_several_selection_benchmarks_are_averaged_and_all_guard() -> None:
         return Evaluated(step, f"t{step}", metrics | {"b/recall": recall_b})
 
     rows = [row(0, 0.5, 0.5, 0.8), row(1, 0.1, 0.5, 0.8), row(2, 0.4, 0.1, 0.8), row(3, 0, 0, 0.7)]
-    choice = choose(rows, select=["a", "b"], config=CONFIG, num_pairs=9, min_pairs=8)
+    choice = choose(rows, Grounds(["a", "b"], LOWEST), config=CONFIG, num_pairs=9, min_pairs=8)
     assert choice.step == 2
     assert "a and b: 0.25 against 0.5" in choice.reason
     assert not choice.candidates[3].eligible
@@ -153,9 +191,9 @@ def test_candidates_show_the_selection_benchmarks_only() -> None:
 
 
 def test_an_unknown_metric_is_a_configuration_error() -> None:
-    config = ChooseConfig(metric="halucination")
+    criteria = (Criterion(metric="halucination"),)
     with pytest.raises(ConfigError, match="'scenes/halucination'; its metrics: other/response"):
-        pick(checkpoint(0, 0.5), checkpoint(4, 0.3), config=config)
+        pick(checkpoint(0, 0.5), checkpoint(4, 0.3), criteria=criteria)
 
 
 @pytest.mark.parametrize("steps", [(), (4,), (0, 4, 4), (0, 0)])

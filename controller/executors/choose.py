@@ -12,6 +12,7 @@ from controller.executors.local import LocalExecutor, LocalSettings
 from controller.lock import hold
 from controller.loop import Guard, unguarded
 from controller.places import RunPlace
+from rlaifv.config import RunConfig
 from rlaifv.errors import ConfigError
 
 KINDS = ("local", "docker", "kubernetes")
@@ -34,13 +35,15 @@ class Platform(NamedTuple):
     """Raises TransientError when another controller has it."""
 
 
-def open_platform(settings: ExecutorSettings, place: RunPlace) -> Platform:
+def open_platform(settings: ExecutorSettings, place: RunPlace, config: RunConfig) -> Platform:
     """The platform; raises ConfigError for one that cannot work here."""
     if settings.kind == "kubernetes":
-        return _kubernetes(settings.cluster, place)
+        return _kubernetes(settings.cluster, place, config)
     local = settings.local
     if settings.kind == "docker":
-        return Platform(_docker(local, settings.cluster), lambda: _hold_folder(local.folder))
+        return Platform(
+            _docker(local, settings.cluster, config), lambda: _hold_folder(local.folder)
+        )
     return Platform(LocalExecutor(local), lambda: _hold_folder(local.folder))
 
 
@@ -50,17 +53,17 @@ def _hold_folder(folder: Path) -> Iterator[Guard]:
         yield unguarded
 
 
-def _docker(local: LocalSettings, cluster: Path | None) -> Executor:
+def _docker(local: LocalSettings, cluster: Path | None, config: RunConfig) -> Executor:
     from controller.executors.docker import Containers, find_engine
     from controller.k8s_settings import read_settings
 
-    settings = read_settings(cluster)
+    settings = read_settings(cluster).for_run(config)
     engine = find_engine(os.environ.get("RLAIFV_ENGINE_FLAGS", "").split())
     # The engine deals out GPUs: `gpus` of the stage's settings.
     return LocalExecutor(local, launch=lambda ended: Containers(engine, settings, ended), gpus=())
 
 
-def _kubernetes(cluster: Path | None, place: RunPlace) -> Platform:
+def _kubernetes(cluster: Path | None, place: RunPlace, config: RunConfig) -> Platform:
     from controller.executors.kubernetes import KubernetesExecutor
     from controller.fence import Fence
     from controller.k8s_client import Api, connect_cluster  # takes a second to import
@@ -68,7 +71,7 @@ def _kubernetes(cluster: Path | None, place: RunPlace) -> Platform:
     from controller.k8s_manifest import run_id
     from controller.k8s_settings import read_settings
 
-    settings = read_settings(cluster)
+    settings = read_settings(cluster).for_run(config)
     if not place.uri.startswith("s3://") and not settings.mounts:
         raise ConfigError(
             "--root: stages in pods need a store that all of them reach, such as "

@@ -162,7 +162,9 @@ class LocalExecutor:
         self._launcher.close()
 
     def _num_gpus(self, identity: ShardId) -> int:
-        wanted = {"gpu": 1, "gpus": self._processes}.get(STAGES[identity.stage].runs_on, 0)
+        wanted = {"gpu": 1, "gpus": self._processes}.get(
+            self._shards[identity].spec.stage.runs_on, 0
+        )
         return min(wanted, len(self._gpus))
 
     def _free_gpus(self) -> list[str]:

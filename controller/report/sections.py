@@ -8,7 +8,9 @@ from controller.report.events import SHOWN
 from controller.report.facts import MOST_CLAIMS, NUM_BINS, Words
 from controller.report.gather import Iteration, StageLine
 from controller.report.markup import figure, html_table, section, text
-from controller.summary import METRICS, percent
+from controller.summary import percent
+from rlaifv.benchmarks.labelled import REJECTED_CLAIMS
+from rlaifv.benchmarks.of_run import selecting
 from rlaifv.config import RunConfig
 from rlaifv.pipeline import STAGES
 
@@ -17,6 +19,7 @@ TITLES = {
     "mention_hallucination": "mention-level hallucination",
     "recall": "recall",
     "mean_words": "mean words",
+    REJECTED_CLAIMS: "claims that the labeller rejects",
 }
 CURVES = (
     ("response", "response_hallucination"),
@@ -49,7 +52,7 @@ def figure_of(metric: str, value: float | None) -> str:
 
 def candidates_section(config: RunConfig, iterations: Sequence[Iteration]) -> str:
     """Every checkpoint that could have been chosen."""
-    selects = [one.name for one in config.respond.benchmarks if one.use == "select"]
+    selects = selecting(config)
     points = []
     for iteration in iterations:
         for one in iteration.choice.candidates:
@@ -87,7 +90,7 @@ def _iteration(iteration: Iteration, *, open_: bool) -> str:
 def _candidates(iteration: Iteration) -> str:
     choice = iteration.choice
     names = list(dict.fromkeys(name for one in choice.candidates for name in one.metrics))
-    names = [name for name in names if name.rpartition("/")[2] in METRICS]
+    names = [name for name in names if name.rpartition("/")[2] in TITLES]
     rows, marked = [], None
     for place, one in enumerate(choice.candidates):
         if one.step == choice.step:

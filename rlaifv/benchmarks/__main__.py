@@ -15,12 +15,11 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from rlaifv.benchmarks.check import check
+from rlaifv.benchmarks.check import check, exit_code
 from rlaifv.benchmarks.score import score, write_result
 from rlaifv.benchmarks.scoring import Options
 from rlaifv.cli import checked, ending
 from rlaifv.config import JudgeConfig
-from rlaifv.errors import ArtifactError
 
 
 def _judge_config(given: argparse.Namespace) -> JudgeConfig | None:
@@ -31,6 +30,8 @@ def _judge_config(given: argparse.Namespace) -> JudgeConfig | None:
         "model": given.judge_model,
         "prompt": given.judge_prompt,
         "temperature": given.judge_temperature,
+        "top_p": given.judge_top_p,
+        "max_tokens": given.judge_max_tokens,
         "concurrency": given.judge_concurrency,
         "attempts": given.judge_attempts,
         "timeout_seconds": given.judge_timeout,
@@ -76,14 +77,14 @@ def _score(given: argparse.Namespace) -> int:
 
 def _check(given: argparse.Namespace) -> int:
     names = ("coco", "ground_truth", "questions", "synonyms", "nltk_data")
-    findings = check(given.name, {name: getattr(given, name) for name in names})
+    places = {name: getattr(given, name) for name in names}
+    findings = check(given.name, places, mode=given.mode)
     if given.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
         for finding in findings:
             print(f"[{finding.state}] {finding.what}: {finding.detail}")
-    bad = any(finding.state == "bad" for finding in findings)
-    return ArtifactError.exit_code if bad else 0
+    return exit_code(findings)
 
 
 if __name__ == "__main__":

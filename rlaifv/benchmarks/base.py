@@ -45,11 +45,17 @@ class Benchmark(Protocol):
         ...
 
 
+MEASURED = 0.1
+"""Share of the judged items whose replies must differ between repeats before a spread counts."""
+
+
 def over_repeats(grades: Sequence[Grade], one: Callable[[Sequence[Grade]], Metrics]) -> Metrics:
     """`one` per repeat, averaged; `<name>_spread` is the sample standard deviation.
 
-    The spread is None when every item got the same reply in all repeats: such a judge ignores its
-    seed, and its spread was not measured. Raises ArtifactError unless each repeat grades the same
+    `repeats_differ`: the share of judged items (not of empty replies) that got different replies in
+    different repeats. Below a tenth the spread is None, not measured: a judge that ignores its seed
+    says the same again, and the few replies that differ all the same (asked again, served by
+    another model) would make it look exact. Raises ArtifactError unless each repeat grades the same
     questions.
     """
     by_repeat: dict[int, list[Grade]] = defaultdict(list)
@@ -64,16 +70,22 @@ def over_repeats(grades: Sequence[Grade], one: Callable[[Sequence[Grade]], Metri
     if any(ids != asked[0] for ids in asked):
         counts = [len(ids) for ids in asked]
         raise ArtifactError(f"grades: the repeats do not cover the same questions, got {counts}")
-    replies = [[row.judge_reply for row in rows] for rows in repeats]
-    measured = any(other != replies[0] for other in replies)
+    differ = _repeats_differ(repeats)
+    measured = differ is not None and differ >= MEASURED
     values = [one(rows) for rows in repeats]
-    merged: Metrics = {}
+    merged: Metrics = {"repeats_differ": differ}
     for name in values[0]:
         known = [value for value in (metrics[name] for metrics in values) if value is not None]
         complete = len(known) == len(values)
         merged[name] = fmean(known) if complete else None
         merged[f"{name}_spread"] = stdev(known) if complete and measured else None
     return merged
+
+
+def _repeats_differ(repeats: Sequence[Sequence[Grade]]) -> float | None:
+    replies = [{row.judge_reply for row in rows} for rows in zip(*repeats, strict=True)]
+    judged = [said for said in replies if said != {""}]
+    return fmean(len(said) > 1 for said in judged) if judged else None
 
 
 def unique_responses(responses: Sequence[Response]) -> None:

@@ -1,7 +1,7 @@
 """Which files a benchmark needs, where users get them, and whether those at hand are complete."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,7 +12,7 @@ from rlaifv.benchmarks.language import NltkTools, load_pipeline
 from rlaifv.benchmarks.mmhal import read_items as read_mmhal
 from rlaifv.benchmarks.object_halbench import parse_image_id, read_synonyms
 from rlaifv.benchmarks.refomb import read_items as read_refomb
-from rlaifv.errors import ArtifactError, RlaifvError
+from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
 
 _COCO_IMAGES = 82_783 + 40_504
 _PUBLISHED = {
@@ -22,6 +22,12 @@ _PUBLISHED = {
     "f92cf1123f45": "safe_words.txt at 534babf",
 }
 """Digests of published files that are known."""
+MODES = {
+    "object_halbench": ("judge", "rules", "chair"),
+    "mmhal": (),
+    "refomb": (),
+    "amber": ("vectors", "exact"),
+}
 _AMBER_KINDS = {
     "generative": 1004,
     "state": 4764,
@@ -42,8 +48,8 @@ class Need(NamedTuple):
     """Where users get it, and its licence."""
     verify: Callable[[Path | None], str]
     """What was found; raises an error of ours that says what is wrong."""
-    optional: bool = False
-    """One mode only needs it."""
+    modes: tuple[str, ...] = ()
+    """That need it; empty: all."""
 
 
 class Finding(NamedTuple):
@@ -54,10 +60,21 @@ class Finding(NamedTuple):
     detail: str
 
 
-def check(name: str, places: Mapping[str, Path | None]) -> list[Finding]:
-    """A finding per needed file of benchmark `name`; `places` is keyed by flag."""
+def check(
+    name: str, places: Mapping[str, Path | None], *, mode: str | None = None
+) -> list[Finding]:
+    """A finding per needed file of benchmark `name`; `places` is keyed by flag.
+
+    With a mode, what other modes need is left out; without one it is optional. Raises ConfigError
+    for a mode that the benchmark does not have.
+    """
+    if mode is not None and mode not in MODES[name]:
+        known = ", ".join(MODES[name]) or "none"
+        raise ConfigError(f"{name}: --mode {mode}: no such mode; there are: {known}")
     findings = []
     for need in CHECKS[name]:
+        if mode is not None and need.modes and mode not in need.modes:
+            continue
         place = places.get(need.flag)
         if need.flag and place is None and need.flag != "nltk_data":
             flag = f"--{need.flag.replace('_', '-')}"
@@ -66,9 +83,25 @@ def check(name: str, places: Mapping[str, Path | None]) -> list[Finding]:
         try:
             findings.append(Finding("ok", need.what, need.verify(place)))
         except RlaifvError as error:
-            state: Literal["bad", "optional"] = "optional" if need.optional else "bad"
+            unneeded = need.modes and mode is None
+            state: Literal["bad", "optional"] = "optional" if unneeded else "bad"
             findings.append(Finding(state, need.what, f"{error}; get it: {need.source}"))
     return findings
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    """65: something is bad; 78: something was not given; 0: all that is needed is there."""
+    states = {finding.state for finding in findings}
+    if "bad" in states:
+        return ArtifactError.exit_code
+    return ConfigError.exit_code if "not given" in states else 0
+
+
+def source_of(name: str, flag: str | None = None) -> str:
+    """What a benchmark needs, or what a flag of it means, and where users get that."""
+    needs = [need for need in CHECKS[name] if need.flag and flag in (None, need.flag)]
+    wanted = [need for need in needs if flag is not None or need.flag != "nltk_data"]
+    return "; ".join(f"{need.what}: {need.source}" for need in wanted)
 
 
 def _expect(what: str, found: object, expected: object) -> None:
@@ -140,13 +173,15 @@ def _published(path: Path) -> str:
     return f"equals {known}" if known else f"{path.name}: digest is of no version we know"
 
 
-def _nltk(*, tagger: bool) -> Callable[[Path | None], str]:
-    def verify(path: Path | None) -> str:
-        tools = NltkTools(path)
-        tools.check(tagger=tagger)
-        return f"{tools.identity}, resources found"
+def _nltk(path: Path | None) -> str:
+    tools = NltkTools(path)
+    tools.check(tagger=False)
+    return f"{tools.identity}, punkt_tab and wordnet found"
 
-    return verify
+
+def _tagger(path: Path | None) -> str:
+    NltkTools(path).check(tagger=True)
+    return "found"
 
 
 def _pipeline(_: Path | None) -> str:
@@ -184,13 +219,11 @@ CHECKS: dict[str, tuple[Need, ...]] = {
             "eval/data/synonyms_refine.txt of RLHF-V/RLAIF-V",
             _synonyms,
         ),
+        Need("nltk_data", "NLTK data", _NLTK_SOURCE, _nltk),
+        Need("nltk_data", "NLTK tagger (mode chair)", _NLTK_SOURCE, _tagger, ("chair",)),
         Need(
-            "nltk_data",
-            "NLTK data (the tagger in mode chair only)",
-            _NLTK_SOURCE,
-            _nltk(tagger=True),
+            "", "spaCy pipeline (mode judge)", "explosion/spacy-models, MIT", _pipeline, ("judge",)
         ),
-        Need("", "spaCy pipeline (mode judge)", "explosion/spacy-models, MIT", _pipeline, True),
     ),
     "mmhal": (
         Need(
@@ -215,9 +248,14 @@ CHECKS: dict[str, tuple[Need, ...]] = {
             "junyangwang0410/AMBER, data; Apache-2.0 (images apart, see its README)",
             _amber,
         ),
-        Need("nltk_data", "NLTK data with the tagger", _NLTK_SOURCE, _nltk(tagger=True)),
+        Need("nltk_data", "NLTK data", _NLTK_SOURCE, _nltk),
+        Need("nltk_data", "NLTK tagger", _NLTK_SOURCE, _tagger),
         Need(
-            "", f"spaCy vectors {VECTORS} (mode vectors)", "explosion/spacy-models, MIT", _vectors
+            "",
+            f"spaCy vectors {VECTORS} (mode vectors)",
+            "explosion/spacy-models, MIT",
+            _vectors,
+            ("vectors",),
         ),
     ),
 }

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     flags.look_first("benchmarks.held_out")
 
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -41,12 +42,19 @@ class HeldOut(NamedTuple):
 
 
 def held_out_questions(
-    coco: Path, images: Path, *, excluded: Collection[int], count: int = COUNT, seed: int = 0
+    coco: Path,
+    images: Path,
+    *,
+    excluded: Collection[int],
+    seen: Collection[str] = (),
+    count: int = COUNT,
+    seed: int = 0,
 ) -> list[HeldOut]:
     """`count` annotated images of the folder `images`, and a request to describe each.
 
-    An image's rank depends on the seed and its own id only: excluding one more image replaces that
-    image and no other. Raises ArtifactError when fewer images are left.
+    `seen`: SHA-256 of pictures that must not be taken whatever they are called. An image's rank
+    depends on the seed and its own id only: excluding one more image replaces that image and no
+    other. Raises ArtifactError when fewer images are left.
     """
     found = (
         re.search(r"(\d+)\.(?:jpe?g|png)$", path.name, re.IGNORECASE) for path in _files(images)
@@ -64,10 +72,17 @@ def held_out_questions(
             f"excluded, found {len(left)} ({len(names)} images, {len(annotated)} annotated)"
         )
     ranked = sorted(left, key=lambda image_id: (_rank(seed, image_id), image_id))
+    unseen = (one for one in ranked if not seen or _digest(images / names[one]) not in seen)
+    taken = list(itertools.islice(unseen, count))
+    if len(taken) < count:
+        raise ArtifactError(f"{images}: benchmarks have all but {len(taken)} of the images left")
     return [
-        HeldOut(image_id, names[image_id], _question(seed, image_id))
-        for image_id in sorted(ranked[:count])
+        HeldOut(image_id, names[image_id], _question(seed, image_id)) for image_id in sorted(taken)
     ]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

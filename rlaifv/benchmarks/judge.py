@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 _LONGEST_WAIT = 60.0
-_CHARACTERS_PER_TOKEN = 4
+CHARACTERS_PER_TOKEN = 4
 """For estimates only."""
 
 
@@ -43,6 +43,14 @@ class Estimate(NamedTuple):
     max_cost: float | None
 
 
+def no_judge(benchmark: str) -> ConfigError:
+    """For a benchmark that no rule can grade."""
+    return ConfigError(
+        f"benchmark {benchmark}: a judge is needed: --judge URL (in a configuration: `judge` with "
+        "a `url`), any OpenAI-compatible endpoint"
+    )
+
+
 class Judge:
     """An endpoint with bounded retries, concurrency and a cache."""
 
@@ -51,16 +59,18 @@ class Judge:
         config: JudgeConfig,
         *,
         default_model: str,
+        max_tokens: int | None = None,
         cache: Path | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`default_model`: the judge of the published scores, taken when `config` names none."""
+        """`default_model`, `max_tokens`: of the published scores, where `config` names none."""
         try:
             import openai
         except ModuleNotFoundError as error:
             raise ConfigError("openai is not installed: pip install 'rlaifv[eval]'") from error
         self._config = config
         self._model = config.model or default_model
+        self._max_tokens = config.max_tokens or max_tokens
         self._cache = cache or cache_folder()
         self._pause = pause
         self._client = openai.OpenAI(
@@ -76,10 +86,17 @@ class Judge:
 
     @property
     def identity(self) -> str:
-        """The endpoint without credentials, model, temperature and seed."""
+        """Model, endpoint without credentials, and every setting that a reply may depend on."""
         config = self._config
-        where = _without_credentials(config.url)
-        return f"{self._model} at {where} temperature={config.temperature:g} seed={config.seed}"
+        settings = {
+            "temperature": f"{config.temperature:g}",
+            "top_p": f"{config.top_p:g}",
+            "seed": config.seed,
+            **({"max_tokens": self._max_tokens} if self._max_tokens else {}),
+            "attempts": config.attempts,
+        }
+        named = " ".join(f"{name}={value}" for name, value in settings.items())
+        return f"{self._model} at {_without_credentials(config.url)} {named}"
 
     @property
     def repeats(self) -> int | None:
@@ -101,7 +118,7 @@ class Judge:
         """Of the questions that are not in the cache."""
         fresh = [ask for ask in asks if not self._entry(ask).exists()]
         characters = sum(len(message.content) for ask in fresh for message in ask.messages)
-        inputs, outputs = characters // _CHARACTERS_PER_TOKEN, sum(ask.max_tokens for ask in fresh)
+        inputs, outputs = characters // CHARACTERS_PER_TOKEN, sum(map(self._limit, fresh))
         return Estimate(len(fresh), inputs, outputs, self._cost(inputs, outputs))
 
     def ask(self, asks: Sequence[Ask], accept: Accept) -> list[Reply]:
@@ -187,8 +204,8 @@ class Judge:
                 model=self._model,
                 messages=[{"role": m.role, "content": m.content} for m in ask.messages],  # type: ignore[misc]
                 temperature=config.temperature,
-                top_p=1,
-                max_tokens=ask.max_tokens,
+                top_p=config.top_p,
+                max_tokens=self._limit(ask),
                 seed=config.seed + ask.repeat + 1_000_003 * refused,
             )
         except (
@@ -231,13 +248,17 @@ class Judge:
             "url": _without_credentials(config.url),
             "model": self._model,
             "temperature": config.temperature,
+            "top_p": config.top_p,
             "seed": config.seed,
-            "max_tokens": ask.max_tokens,
+            "max_tokens": self._limit(ask),
             "messages": ask.messages,
             "repeat": ask.repeat,
         }
         name = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         return self._cache / name[:2] / f"{name}.json"
+
+    def _limit(self, ask: Ask) -> int:
+        return self._config.max_tokens or ask.max_tokens
 
     def _count(self, **numbers: int) -> None:
         with self._lock:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from rlaifv.benchmarks.base import Metrics, Question, over_repeats, unique_responses
 from rlaifv.benchmarks.files import NumberedRow, image_bytes, read_rows, text_field
-from rlaifv.benchmarks.judge import Judge
+from rlaifv.benchmarks.judge import Judge, no_judge
 from rlaifv.benchmarks.prompts import MMHAL, Prompt, load_prompt
 from rlaifv.benchmarks.replies import Ask, Message, Replier, judged_by
 from rlaifv.config import BenchmarkSpec
-from rlaifv.errors import ArtifactError, ConfigError
+from rlaifv.errors import ArtifactError
 from rlaifv.places import local_path
 from rlaifv.records import Count, Grade, Record, Response
 
@@ -163,7 +163,7 @@ class MMHal:
 
     def __init__(self, spec: BenchmarkSpec) -> None:
         if spec.judge is None:
-            raise ConfigError(f"benchmark {spec.name}: mmhal needs `judge` with a url")
+            raise no_judge(spec.name)
         self._spec = spec
         self._prompt = spec.judge.prompt
         self._config = spec.judge
@@ -216,7 +216,7 @@ class MMHal:
     @cached_property
     def _rater(self) -> Rater:
         prompt = load_prompt(MMHAL, local_path(self._prompt) if self._prompt else None)
-        return Rater(Judge(self._config, default_model=JUDGE_MODEL), prompt)
+        return Rater(Judge(self._config, default_model=JUDGE_MODEL, max_tokens=MAX_TOKENS), prompt)
 
 
 def clean_answer(text: str) -> str:

@@ -9,7 +9,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,7 +26,7 @@ from rlaifv.benchmarks.files import (
     read_text,
     text_field,
 )
-from rlaifv.benchmarks.judge import Judge
+from rlaifv.benchmarks.judge import Judge, no_judge
 from rlaifv.benchmarks.language import NltkTools, Pipeline, load_pipeline, noun_phrases
 from rlaifv.benchmarks.prompts import OBJECTS, Prompt, load_prompt
 from rlaifv.benchmarks.replies import Ask, Message, Replier, Reply, judged_by
@@ -34,7 +34,7 @@ from rlaifv.chair import Mention, Mentions, Tokenise, Vocabulary, mentions, merg
 from rlaifv.config import BenchmarkSpec
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.places import local_path
-from rlaifv.records import Grade, Response
+from rlaifv.records import Grade, Instruction, Response
 
 Mode = Literal["judge", "rules", "chair"]
 JUDGE_MODEL = "gpt-3.5-turbo-0613"
@@ -175,7 +175,7 @@ class Scorer:
         pipeline: Pipeline | None = None,
     ) -> None:
         if mode == "judge" and replier is None:
-            raise ConfigError("object_halbench: mode judge needs a judge or a file of its replies")
+            raise ConfigError("object_halbench: mode judge needs --judge URL or --reviews FILE")
         self._mode, self._synonyms, self._tools = mode, synonyms, tools
         self._replier, self._prompt, self._given_pipeline = replier, prompt, pipeline
 
@@ -278,6 +278,12 @@ def parse_image_id(row: NumberedRow, *names: str) -> int:
     return int(match.group(1))
 
 
+def _asked_of(row: NumberedRow) -> tuple[str, str]:
+    """Image id and question."""
+    image_id = parse_image_id(row, "image_id", "image_url")
+    return str(image_id), text_field(row, "question", "prompt")
+
+
 def read_ground_truth(path: Path) -> dict[int, frozenset[str]]:
     """`{"<image id>": ["person", ...]}`; raises ArtifactError for anything else."""
     value = read_json(path)
@@ -300,7 +306,7 @@ class ObjectHalBench:
         if mode not in ("judge", "rules", "chair"):
             raise ConfigError(f"benchmark {spec.name}: mode must be judge, rules or chair")
         if mode == "judge" and spec.judge is None:
-            raise ConfigError(f"benchmark {spec.name}: mode judge needs `judge` with a url")
+            raise no_judge(spec.name)
         self._mode: Mode = mode
 
     def questions(self) -> Iterator[Question]:
@@ -308,8 +314,7 @@ class ObjectHalBench:
         folder = local_path(self._spec.images) if self._spec.images else path.parent
         for row in read_rows(path):
             image = image_bytes(row, "image", "image_path", folder=folder)
-            image_id = parse_image_id(row, "image_id", "image_url")
-            yield Question(str(image_id), text_field(row, "question", "prompt"), image)
+            yield Question(*_asked_of(row), image)
 
     def grade(self, responses: Sequence[Response]) -> Iterator[Grade]:
         unique_responses(responses)
@@ -348,10 +353,10 @@ class ObjectHalBench:
         """Question by image id."""
         asked: dict[str, str] = {}
         for row in read_rows(local_path(self._spec.path)):
-            key = str(parse_image_id(row, "image_id", "image_url"))
+            key, question = _asked_of(row)
             if key in asked:
                 raise ArtifactError(f"{row.where}: image {key} again; one question per image")
-            asked[key] = text_field(row, "question", "prompt")
+            asked[key] = question
         return asked
 
     @cached_property
@@ -364,8 +369,24 @@ class ObjectHalBench:
                 local_path(spec.vocabulary) if spec.vocabulary else None, self._mode
             ),
             tools=NltkTools(local_path(spec.nltk_data) if spec.nltk_data else None),
-            replier=Judge(spec.judge, default_model=JUDGE_MODEL)
+            replier=Judge(spec.judge, default_model=JUDGE_MODEL, max_tokens=MAX_TOKENS)
             if spec.judge and self._mode == "judge"
             else None,
             prompt=load_prompt(OBJECTS, prompt),
         )
+
+
+class HeldOutImages(ObjectHalBench):
+    """COCO images that nothing else uses; their questions lie in the run (`rlaifv/pipeline.py`)."""
+
+    def __init__(self, spec: BenchmarkSpec, rows: Callable[[], Iterator[Instruction]]) -> None:
+        super().__init__(spec)
+        self._rows = rows
+
+    def questions(self) -> Iterator[Question]:
+        for row in self._rows():
+            yield Question(row.instruction_id, row.question, row.image.bytes)
+
+    @cached_property
+    def _asked(self) -> dict[str, str]:
+        return {question.question_id: question.question for question in self.questions()}

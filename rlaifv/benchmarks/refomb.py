@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rlaifv.benchmarks.base import Metrics, Question, over_repeats, unique_responses
 from rlaifv.benchmarks.files import NumberedRow, image_bytes, read_rows, text_field
-from rlaifv.benchmarks.judge import Judge
+from rlaifv.benchmarks.judge import Judge, no_judge
 from rlaifv.benchmarks.prompts import (
     REFOMB,
     REFOMB_HALLUCINATION,
@@ -19,7 +19,7 @@ from rlaifv.benchmarks.prompts import (
 )
 from rlaifv.benchmarks.replies import Ask, Message, Replier, Reply, judged_by
 from rlaifv.config import BenchmarkSpec
-from rlaifv.errors import ArtifactError, ConfigError
+from rlaifv.errors import ArtifactError
 from rlaifv.places import local_path
 from rlaifv.records import Count, Grade, Record, Response
 
@@ -241,7 +241,7 @@ class RefoMB:
 
     def __init__(self, spec: BenchmarkSpec) -> None:
         if spec.judge is None:
-            raise ConfigError(f"benchmark {spec.name}: refomb needs `judge` with a url")
+            raise no_judge(spec.name)
         self._spec, self._config = spec, spec.judge
 
     def questions(self) -> Iterator[Question]:
@@ -289,7 +289,8 @@ class RefoMB:
 
     @cached_property
     def _comparer(self) -> Comparer:
-        judge, file = Judge(self._config, default_model=JUDGE_MODEL), self._config.prompt
+        judge = Judge(self._config, default_model=JUDGE_MODEL, max_tokens=MAX_TOKENS)
+        file = self._config.prompt
         return Comparer(
             judge,
             hallucination=judge,

@@ -50,7 +50,7 @@ def score(name: str, options: Options) -> Result:
 
 def score_mmhal(options: Options) -> Result:
     """Answers by position; `--ground-truth` (the benchmark's records) with `--judge` only."""
-    replier = required_replier(options, mmhal.JUDGE_MODEL, "mmhal")
+    replier = required_replier(options, "mmhal", mmhal.JUDGE_MODEL, mmhal.MAX_TOKENS)
     items: list[mmhal.Item] | None = None
     if options.judge is not None:
         if options.ground_truth is None:
@@ -91,7 +91,7 @@ def score_mmhal(options: Options) -> Result:
 
 def score_refomb(options: Options) -> Result:
     """Answers joined with the dev file in `--ground-truth`; by position with `--reviews` alone."""
-    replier = required_replier(options, refomb.JUDGE_MODEL, "refomb")
+    replier = required_replier(options, "refomb", refomb.JUDGE_MODEL, refomb.MAX_TOKENS)
     if options.ground_truth is None and options.judge is not None:
         raise ConfigError("refomb: --judge needs --ground-truth with the dev file")
     swap = options.judge is not None and options.judge.swap

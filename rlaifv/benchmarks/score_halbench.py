@@ -31,7 +31,8 @@ def score_object_halbench(options: Options) -> Result:
     mode = cast(objhal.Mode, mode)
     captions = [_caption(row, mode) for row in read_rows(options.answers)]
     prompt = load_prompt(OBJECTS, prompt_file(options))
-    replier = make_replier(options, objhal.JUDGE_MODEL) if mode == "judge" else None
+    published = objhal.JUDGE_MODEL, objhal.MAX_TOKENS
+    replier = make_replier(options, *published) if mode == "judge" else None
     scorer = objhal.Scorer(
         mode,
         synonyms=objhal.read_synonyms(options.synonyms, mode),
@@ -84,6 +85,8 @@ def _object_overall(grades: Sequence[Grade]) -> Result:
     for ours, theirs in names.items():
         if f"{theirs}_spread" in metrics:
             overall[f"{ours}_spread"] = metrics[f"{theirs}_spread"]
+    if "repeats_differ" in metrics:
+        overall["repeats_differ"] = metrics["repeats_differ"]
     return overall | {
         "captions": sums.captions,
         "captions_with_objects": sums.captions_with_objects,

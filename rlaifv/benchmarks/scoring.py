@@ -63,18 +63,20 @@ def prompt_file(options: Options) -> Path | None:
     return Path(options.judge.prompt) if options.judge and options.judge.prompt else None
 
 
-def make_replier(options: Options, default_model: str) -> Replier | None:
+def make_replier(options: Options, default_model: str, max_tokens: int) -> Replier | None:
     """Files of replies, an endpoint, or nothing."""
     if options.reviews:
         return ReviewFiles(options.reviews)
     if options.judge is not None:
-        return Judge(options.judge, default_model=default_model, cache=options.cache)
+        return Judge(
+            options.judge, default_model=default_model, max_tokens=max_tokens, cache=options.cache
+        )
     return None
 
 
-def required_replier(options: Options, default_model: str, name: str) -> Replier:
+def required_replier(options: Options, name: str, default_model: str, max_tokens: int) -> Replier:
     """Raises ConfigError when neither is given."""
-    replier = make_replier(options, default_model)
+    replier = make_replier(options, default_model, max_tokens)
     if replier is None:
         raise ConfigError(f"{name}: --judge URL or --reviews FILE is needed: no rule scores it")
     return replier

@@ -23,6 +23,7 @@ from controller.places import RunPlace
 from controller.plan import ShardId, State, Stop, observe, planned_stages
 from controller.summary import Entry, summarise
 from rlaifv.config import RunConfig
+from rlaifv.errors import ArtifactError
 from rlaifv.pipeline import CONFIG, STAGES, choice_key, manifest_key, num_shards
 from rlaifv.records import Choice, Record
 from rlaifv.store import LocalBackend, Manifest, Store
@@ -131,7 +132,7 @@ def read_status(place: RunPlace) -> RunStatus:
     keys = frozenset(item.key for item in run.objects(""))
     state = observe(keys, dict(_choices(run, config, keys)))
     journal = read_journal(run) if JOURNAL in keys else None
-    stopped = run.read_json(STOPPED, Stopped) if STOPPED in keys else None
+    stopped = _read_stopped(run) if STOPPED in keys else None
     finished = [i for i in range(config.iterations) if state.finished(config, i)]
     running = _is_driven(place, journal)
     shown = range(min(len(finished) + 1, config.iterations))
@@ -156,6 +157,14 @@ def read_status(place: RunPlace) -> RunStatus:
         stages=stages,
         summary=summarise(config, state.choices),
     )
+
+
+def _read_stopped(run: Store) -> Stopped | None:
+    """None: the next controller removed it meanwhile."""
+    try:
+        return run.read_json(STOPPED, Stopped)
+    except ArtifactError:
+        return None
 
 
 def _choices(run: Store, config: RunConfig, keys: frozenset[str]) -> Iterator[tuple[int, Choice]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from controller.__main__ import main
+from controller.compare import Comparison
 from controller.doctor import Diagnosis
 from controller.fork import FORK, Fork
 from controller.gc import Collection
@@ -12,7 +14,7 @@ from controller.places import run_place
 from controller.run import settle_config
 from rlaifv.config import RunConfig
 from rlaifv.pipeline import CONFIG, Shard, part_key
-from tests.commands_support import command, go_on, keeping_config
+from tests.commands_support import command, finished_run, go_on, keeping_config
 from tests.s3servers import BUCKET, plain_client, running, use
 
 
@@ -50,7 +52,15 @@ def test_the_commands_work_on_a_bucket(
         assert head["Metadata"]["sha256"] == new.store.part_info(key).sha256
         assert go_on(new, new.store.read_json(CONFIG, RunConfig)) == 0
         assert command("verify", "new", root=root) == 0
-        capsys.readouterr()
+        assert command("status", "new", root=root) == 0
+        assert f"export checkpoint {root}/new --to model" in capsys.readouterr().out
+        assert command("report", "new", root=root) == 0
+        local = str(finished_run(tmp_path / "local").folder)
+        assert main(["compare", f"{root}/new", local, "--json"]) == 0
+        text = capsys.readouterr().out
+        compared = Comparison.model_validate_json(text[text.index("{") :])
+        assert "train.beta" in {one.key for one in compared.config}
+        assert compared.answered_by_both == 8
         assert command("gc", "tiny", "--delete", "--json", root=root) == 0
         found = Collection.model_validate_json(capsys.readouterr().out)
         assert {item.key for item in found.items} == {

@@ -1,5 +1,6 @@
 """What `status` prints: one screen, and what to do next."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,8 @@ from rlaifv.pipeline import STAGES
 from rlaifv.store import LocalBackend
 
 WATCH_S, WATCH_BUCKET_S = 2.0, 15.0
+WIDE = 120
+"""Columns of what is no terminal."""
 HOME = "\x1b[H\x1b[J"
 """Cursor to the top left, and everything below erased."""
 MARKS: dict[RunState, Colour] = {
@@ -110,7 +113,11 @@ def _grid(status: RunStatus, paint: Paint) -> str:
         [(str(number), ()), *(_cell(one) for one in status.stages if one.iteration == number)]
         for number in numbers
     ]
-    plain = render(columns, [[text for text, _ in row] for row in cells]).split("\n")
+    texts = [[text for text, _ in row] for row in cells]
+    plain = render(columns, texts).split("\n")
+    if len(plain[1]) > shutil.get_terminal_size((WIDE, 40)).columns:
+        columns[0] = Column("iter")
+        plain = render(columns, texts, gap=1).split("\n")
     lines = [paint(plain[0], "bold"), paint(plain[1], "dim")]
     for line, row in zip(plain[2:], cells, strict=True):
         lines.append(_coloured(line, row, paint))

@@ -269,6 +269,18 @@ def test_colours_do_not_move_columns(tmp_path: Path) -> None:
     assert painted == plain
 
 
+def test_the_stages_fit_a_terminal_of_80_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = read_status(finished_run(tmp_path, tiny_config(lora=True)))
+    grid = status_text(status).split("\n\n")[1].split("\n")
+    assert max(map(len, grid)) > 80
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = status_text(status).split("\n\n")[1].split("\n")
+    assert max(map(len, narrow)) <= 80
+    assert [line.split()[1:] for line in narrow] == [line.split()[1:] for line in grid]
+
+
 def test_numbers_read_well() -> None:
     assert [duration(one) for one in (3.21, 59.6, 250, 7500, 200_000)] == [
         *("3.2 s", "1 min 00 s", "4 min 10 s", "2 h 05 min", "2 d 7 h"),

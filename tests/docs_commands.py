@@ -35,7 +35,7 @@ OTHERS = {"torchrun", "docker", "kubectl", "aws", "duckdb", "."}
 """Programs that are not ours; whatever they run of ours is parsed."""
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:python -m|make) [^`]+)`")
-_NEEDS = re.compile(r"#.*\bneeds ")
+_NEEDS = re.compile(r"(?:^|\s)# needs ")
 _STARTS = re.compile(r"\s*(?:\w+=\S+ )*(?:python -m|make|torchrun|docker|kubectl) ", re.MULTILINE)
 
 
@@ -62,7 +62,7 @@ def commands(page: Path) -> Iterator[Command]:
             continue
         first = text.count("\n", 0, block.start()) + 2
         lines = re.sub(r"\\\n\s*", " ", block[2]).splitlines()
-        marked = bool(lines) and lines[0].startswith("#") and bool(_NEEDS.match(lines[0]))
+        marked = bool(lines) and lines[0].startswith("#") and bool(_NEEDS.search(lines[0]))
         for line in lines:
             if line.strip() and not line.startswith("#"):
                 needs = marked or bool(_NEEDS.search(line))

@@ -289,6 +289,26 @@ def test_bfloat16_is_trained_on_float32_weights_and_resumes_exactly(
     assert 0 < moved.max() < 1e-5, "updates far below bfloat16's resolution must add up"
 
 
+def test_adapters_of_a_bfloat16_policy_have_its_precision_and_float32_weights_behind(
+    request_full: TrainRequest, tmp_path: Path
+) -> None:
+    spec = request_full.policy.model_copy(update={"dtype": "bfloat16"})
+    request = with_config(request_full, lora=LORA, learning_rate=1e-6)._replace(policy=spec)
+    train(request, Folders(tmp_path / "undisturbed"))
+    killed = Folders(tmp_path / "killed", dies_at=("progress", 5))
+    with pytest.raises(Killed):
+        train(request, killed)
+    train(request._replace(resume_from=killed.latest_state()), Folders(tmp_path / "killed"))
+    trees = [tmp_path / name / "checkpoint-6" for name in ("undisturbed", "killed")]
+    assert_same_weights(*trees)
+    assert {tensor.dtype for tensor in weights(trees[0]).values()} == {torch.bfloat16}
+    early, late = (weights(tmp_path / f"undisturbed/state-{step}") for step in (2, 4))
+    assert {tensor.dtype for tensor in late.values()} == {torch.float32}
+    name = next(name for name in late if name.startswith("weights/") and "lora_A" in name)
+    moved = (late[name] - early[name]).abs()
+    assert 0 < moved.max() < 1e-5, "updates far below bfloat16's resolution must add up"
+
+
 def test_resume_refuses_the_state_of_another_run(
     request_full: TrainRequest, tmp_path: Path
 ) -> None:

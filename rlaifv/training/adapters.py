@@ -39,6 +39,9 @@ def attach(module: PreTrainedModel, config: LoraConfig, *, base: str) -> PeftMod
 
     A trained projector is one of PEFT's `modules_to_save`: it lies in the adapter's own file, so
     that whoever loads the adapter cannot forget it. `base` is written into the adapter's config.
+
+    Adapters have the module's precision, with or without ZeRO (as in the release; the optimiser
+    keeps float32 weights). PEFT's default, float32, copies every layer's input to float32.
     """
     projector = list(projector_names(module)) if config.train_projector else None
     peft_config = PeftLoraConfig(
@@ -52,7 +55,7 @@ def attach(module: PreTrainedModel, config: LoraConfig, *, base: str) -> PeftMod
     )
     with warnings.catch_warnings():  # PEFT asks transformers by a name that is going away
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
-        model: PeftModel = get_peft_model(module, peft_config)
+        model: PeftModel = get_peft_model(module, peft_config, autocast_adapter_dtype=False)
     model.peft_config["default"].base_model_name_or_path = base
     return model
 

@@ -21,6 +21,7 @@ from tests.cluster.kit import (
     rows,
     said,
     start_controller,
+    until,
 )
 
 STAGES = {
@@ -160,18 +161,19 @@ def refusals(cluster: Cluster, runs: Runs) -> None:
 def kills(cluster: Cluster, runs: Runs) -> dict[str, str]:
     """SIGKILL once to a pod of each stage, and to the controller while that stage runs."""
     struck: dict[str, str] = {}
-    missed: set[str] = set()
+    tried: set[str] = set()
     runs.start()
     while set(struck) != STAGES:
         assert runs.process is not None
         assert runs.process.poll() is None, said(runs.folder)
         for stage, pod in runs.running().items():
-            if stage in struck or pod in missed:
+            if stage in struck or pod in tried:
                 continue
-            words = ("-n", "rlaifv", "exec", pod, "--", "sh", "-c", "kill -9 -1")
-            told = cluster.kubectl(*words, check=False)
-            if "137" not in told:  # the pod was faster
-                missed.add(pod)
+            tried.add(pod)
+            # The shell does not kill itself: it sleeps until its container is gone.
+            words = ("-n", "rlaifv", "exec", pod, "--", "sh", "-c", "kill -9 -1; sleep 60")
+            cluster.kubectl(*words, check=False)
+            if exit_code(cluster, pod) != 137:  # it was faster
                 continue
             struck[stage] = pod
             runs.kill()
@@ -179,6 +181,16 @@ def kills(cluster: Cluster, runs: Runs) -> dict[str, str]:
             say(f"killed {pod}, and the controller; {len(struck)} of {len(STAGES)} stages")
         time.sleep(0.1)
     return struck
+
+
+def exit_code(cluster: Cluster, pod: str) -> int:
+    """Of a pod that is about to end."""
+
+    def ended() -> dict[str, Any]:
+        (container,) = cluster.get("pod", pod)["status"]["containerStatuses"]
+        return dict(container["state"].get("terminated", {}))
+
+    return int(until(ended, 120, cluster)["exitCode"])
 
 
 def evict(cluster: Cluster, runs: Runs, folder: Path) -> str:

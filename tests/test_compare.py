@@ -135,6 +135,19 @@ def test_answers_that_differ_stand_side_by_side(tmp_path: Path) -> None:
     assert json.loads(found.model_dump_json())["answers"][0]["b"] == one.b
 
 
+def test_a_run_that_only_evaluates_is_compared_too(tmp_path: Path) -> None:
+    a = finished_run(tmp_path / "a")
+    only = tiny_config(iterations=1).model_copy(update={"stages": ("respond", "grade")})
+    b = finished_run(tmp_path / "b", only)
+    found = compare(a, b, limit=8)
+    assert found.b_policy == "the policy that it evaluated"
+    untrained = found.a_iterations[-1].response_hallucination
+    one = next(m for m in found.metrics if m.metric == "test/response_hallucination")
+    assert one.b == untrained
+    assert one.low is not None
+    assert len(found.answers) == found.answered_by_both == 8
+
+
 def test_a_run_that_has_answered_nothing_is_said_to_be_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

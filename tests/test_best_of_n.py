@@ -89,10 +89,10 @@ def test_the_command_writes_one_line_per_question(
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["--num-samples", "0"], 78, "--num-samples: expected at least 1, got 0"),
+        (["--num-samples", "0"], 78, "argument --num-samples: 0"),
         (["--temperature", "0"], 78, "temperature"),
         (["--beta", "-1"], 78, "beta"),
-        (["--batch-size", "0"], 78, "batch_size"),
+        (["--batch-size", "0"], 78, "argument --batch-size: 0"),
         (["--policy", "nowhere"], 78, "nowhere"),
         (["--questions", "nowhere.jsonl"], 65, "nowhere.jsonl: no such file"),
     ],
@@ -105,6 +105,10 @@ def test_what_cannot_be_is_named_with_its_exit_code(
     questions.write_text('{"question": "What?", "image": "a.png"}')
     argv = ["--policy", "p", "--reference", "r", "--questions", str(questions)]
     argv += ["--out", str(tmp_path / "out.jsonl"), *flags]
-    assert main(argv) == code
+    try:
+        ended: object = main(argv)
+    except SystemExit as error:  # what the flags themselves refuse
+        ended = error.code
+    assert ended == code
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()

@@ -87,8 +87,8 @@ def test_flags_only_change_on_purpose() -> None:
         "render": RUN_FLAGS,
         "evaluate": (
             "--benchmarks --cluster --coco --config --data --executor --input-price --isolated "
-            "--judge --judge-model --judge-temperature --mode --model --name --nltk-data "
-            "--output-price --repeats --root --set --swap --synonyms --threads --workers"
+            "--judge --judge-model --judge-prompt --judge-temperature --mode --model --name "
+            "--nltk-data --output-price --repeats --root --set --swap --synonyms --threads --workers"
         ),
         "train": (
             "--cluster --config --executor --isolated --model --name --pairs --processes --recipe "

@@ -40,6 +40,7 @@ def tiny_settings(folder: Path) -> str:
     settings = {
         "prepare.instructions_per_iteration": SCENES,
         "sample.num_answers": 4,
+        "shards.group_size": 4,
         "train.epochs": 1,
         "train.min_pairs": 1,
         "respond.benchmarks": benchmarks,

@@ -14,6 +14,9 @@ examples (docs/commands.md has one for every command):
   python -m controller status                        how far the only run below ./runs is
   python -m controller show pairs --limit 3          rows of an artifact, as JSON lines
   python -m controller verify demo                   recompute every checksum of a run
+
+exit codes: 0 done, 65 data missing or damaged, 75 try again, 78 a mistake in what was asked for,
+1 a bug, 130 Ctrl-C; of status also 1 failed, 3 running, 4 interrupted (docs/recovery.md)
 """
 RUN_HELP = "name below --root, or a path or URI (default: the only one)"
 JSON_HELP = "for programs"

@@ -298,7 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = flags.benchmark_gpu().parse_args(arguments)
     works = options.only or list(WORKS)
     if unknown := set(works) - set(WORKS):
-        raise SystemExit(f"--only {' '.join(unknown)}: there are {', '.join(WORKS)}")
+        there = ", ".join(WORKS)
+        flags.benchmark_gpu().error(f"--only {' '.join(sorted(unknown))}: expected some of {there}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape, size = (Shape(), TINY) if options.tiny else (SEVEN_B, FULL)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

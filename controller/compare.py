@@ -18,6 +18,7 @@ from controller.report.gather import Asked
 from controller.summary import Entry, read_choices, summarise
 from rlaifv.benchmarks import Benchmark
 from rlaifv.benchmarks.captions import CaptionGrade
+from rlaifv.benchmarks.labelled import ClaimsGrade
 from rlaifv.benchmarks.of_run import run_benchmarks
 from rlaifv.config import RunConfig
 from rlaifv.config_values import flat_fields
@@ -34,8 +35,11 @@ RATIOS = {
     "chair_s": ("hallucinated_captions", "captions"),
     "recall": ("correct", "truth"),
     "mean_words": ("words", "captions"),
+    "rejected_claims": ("rejected", "claims"),
+    "rejected_answers": ("rejecting", "claiming"),
+    "mean_claims": ("claims", "captions"),
 }
-"""Metrics of object benchmarks as ratios of sums over questions."""
+"""Metrics of objects and of the labeller's verdicts as ratios of sums over questions."""
 
 
 class Changed(Record):
@@ -273,25 +277,42 @@ class _Bootstrap(NamedTuple):
 
 
 def _sums(rows: Sequence[Grade]) -> dict[str, Any]:
-    """Per question, the counts that the ratios are made of."""
-    columns: dict[str, list[int]] = {
-        name: [] for name in {part for parts in RATIOS.values() for part in parts}
+    """Per question, the counts that the ratios are made of.
+
+    Raises ValidationError for grades that are neither of objects nor of claims.
+    """
+    try:
+        counts = [_objects(CaptionGrade.model_validate_json(row.value)) for row in rows]
+    except ValidationError:
+        counts = [_claims(ClaimsGrade.model_validate_json(row.value)) for row in rows]
+    names = counts[0] if counts else {}
+    return {name: np.array([int(one[name]) for one in counts]) for name in names}
+
+
+def _objects(grade: CaptionGrade) -> dict[str, int]:
+    score = grade.score()
+    return {
+        "captions": 1,
+        "captions_with_objects": bool(score.found),
+        "hallucinated_captions": bool(score.hallucinated),
+        "mentions": len(score.found),
+        "hallucinated_mentions": len(score.hallucinated),
+        "correct": len(score.correct),
+        "truth": score.num_truth,
+        "words": score.num_words,
     }
-    for row in rows:
-        score = CaptionGrade.model_validate_json(row.value).score()
-        counts = {
-            "captions": 1,
-            "captions_with_objects": bool(score.found),
-            "hallucinated_captions": bool(score.hallucinated),
-            "mentions": len(score.found),
-            "hallucinated_mentions": len(score.hallucinated),
-            "correct": len(score.correct),
-            "truth": score.num_truth,
-            "words": score.num_words,
-        }
-        for name, column in columns.items():
-            column.append(int(counts[name]))
-    return {name: np.array(column) for name, column in columns.items()}
+
+
+def _claims(grade: ClaimsGrade) -> dict[str, int]:
+    rejected = sum(one.p_yes <= one.p_no for one in grade.claims)
+    return {
+        "captions": 1,
+        "claiming": bool(grade.claims),
+        "rejecting": bool(rejected),
+        "claims": len(grade.claims),
+        "rejected": rejected,
+        "words": grade.num_words,
+    }
 
 
 def _ratio(draws: Any, sums: Mapping[str, Any], metric: str) -> Any:

@@ -8,6 +8,10 @@ from controller.summary import table
 from controller.tables import Column, render
 
 MOST_CHANGES = 40
+FRACTIONS = {
+    *("response_hallucination", "mention_hallucination", "recall", "chair_s"),
+    *("rejected_claims", "rejected_answers"),
+}
 
 
 def comparison_text(found: Comparison, paint: Paint = PLAIN) -> str:
@@ -67,8 +71,7 @@ def _notes(found: Comparison) -> Iterator[str]:
 
 def is_percent(one: Compared) -> bool:
     """Whether the metric is a fraction that people read in percent."""
-    name = one.metric.rpartition("/")[2]
-    return name in ("response_hallucination", "mention_hallucination", "recall", "chair_s")
+    return one.metric.rpartition("/")[2] in FRACTIONS
 
 
 def number(one: Compared, value: float | None) -> str:

@@ -9,9 +9,10 @@ import pytest
 
 from controller.__main__ import main
 from controller.compare import Compared, Comparison, _Graded, _metrics, compare
-from controller.compare_text import comparison_text
+from controller.compare_text import comparison_text, signed
 from rlaifv.benchmarks import load_benchmark
 from rlaifv.benchmarks.captions import CaptionGrade
+from rlaifv.benchmarks.labelled import CheckedClaim, ClaimsGrade, Labelled
 from rlaifv.config import BenchmarkSpec
 from rlaifv.records import Grade
 from tests.commands_support import finished_run
@@ -78,6 +79,23 @@ def test_without_the_same_questions_there_is_no_interval_and_it_says_so() -> Non
     for one in metrics(grades(0.5, 20, 1), grades(0.5, 30, 1)):
         assert (one.low, one.high, one.spread) == (None, None, "none: other questions")
         assert one.questions == 20
+
+
+def test_verdicts_of_the_labeller_have_an_interval_too() -> None:
+    def verdicts(rejected: int) -> list[Grade]:
+        claims = [CheckedClaim(text="x", p_yes=0.9, p_no=0.1)] * 3
+        claims += [CheckedClaim(text="y", p_yes=0.1, p_no=0.9)] * rejected
+        value = ClaimsGrade(claims=claims, num_words=9).model_dump_json()
+        return [row.model_copy(update={"value": value}) for row in grades(0.5, 10, 1)]
+
+    benchmark = Labelled(lambda: iter(()))
+    found = _metrics("held_out", _Graded(benchmark, verdicts(1)), _Graded(benchmark, verdicts(2)))
+    one = next(each for each in found if each.metric == "held_out/rejected_claims")
+    assert (one.a, one.b) == (0.25, 0.4)
+    assert (one.a_low, one.a_high) == (0.25, 0.25)
+    assert one.low == pytest.approx(0.15)
+    assert {each.spread for each in found} == {"paired bootstrap over questions"}
+    assert signed(one) == "+15.0"
 
 
 def test_runs_are_compared_by_their_last_choice(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def render_page(story: Story) -> str:
             pairs_section(story.iterations),
             labeller_section(story.iterations),
             training_section(story.iterations),
-            time_section(story.iterations),
+            time_section(story.config, story.iterations),
             lineage_section(story.iterations),
             _configuration(story),
         ]

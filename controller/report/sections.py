@@ -1,6 +1,6 @@
 """The report's figures: candidates, pairs, labeller, training, time, lineage."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from controller.paint import duration
 from controller.report.chart import Bar, Candidate, bars, candidate_curve, short_number, small_curve
@@ -12,7 +12,7 @@ from controller.summary import percent
 from rlaifv.benchmarks.labelled import REJECTED_CLAIMS
 from rlaifv.benchmarks.of_run import selecting
 from rlaifv.config import RunConfig
-from rlaifv.pipeline import STAGES
+from rlaifv.pipeline import STAGES, stage_of
 
 TITLES = {
     "response_hallucination": "response-level hallucination",
@@ -20,13 +20,14 @@ TITLES = {
     "recall": "recall",
     "mean_words": "mean words",
     REJECTED_CLAIMS: "claims that the labeller rejects",
+    "rejected_answers": "answers with such a claim",
 }
 CURVES = (
-    ("response", "response_hallucination"),
-    ("mention", "mention_hallucination"),
-    ("recall", "recall"),
+    ("response", ("response_hallucination", "rejected_answers")),
+    ("mention", ("mention_hallucination", REJECTED_CLAIMS)),
+    ("recall", ("recall",)),
 )
-"""CSS classes and metrics of the candidate curve."""
+"""CSS classes and metrics of the candidate curve; of several the one that was measured."""
 FUNNEL = {
     "answers": "answers",
     "empty": "without text",
@@ -56,13 +57,15 @@ def candidates_section(config: RunConfig, iterations: Sequence[Iteration]) -> st
     points = []
     for iteration in iterations:
         for one in iteration.choice.candidates:
-            values = tuple(_mean_metric(one.metrics, selects, metric) for _, metric in CURVES)
+            values = tuple(_mean_metric(one.metrics, selects, names) for _, names in CURVES)
             chosen = one.step == iteration.choice.step
             points.append(Candidate(iteration.number, one.step, values, chosen))
+    what = "Hallucination at response level, at mention level, and recall (dashed)"
+    if any(REJECTED_CLAIMS in name for point in iterations for name in point.choice.metrics):
+        what = "Share of answers with a claim that the labeller rejects, and of such claims"
     caption = (
-        "Hallucination at response level, at mention level, and recall (dashed), on the questions "
-        "that the choice is made on. A ring marks the chosen checkpoint; the first point of each "
-        "iteration is the policy it started from."
+        f"{what}, on the questions that the choice is made on. A ring marks the chosen "
+        "checkpoint; the first point of each iteration is the policy it started from."
     )
     known = any(value is not None for point in points for value in point.values)
     svg = candidate_curve([name for name, _ in CURVES], points) if known else ""
@@ -71,9 +74,10 @@ def candidates_section(config: RunConfig, iterations: Sequence[Iteration]) -> st
 
 
 def _mean_metric(
-    metrics: dict[str, float | None], benchmarks: Sequence[str], metric: str
+    metrics: Mapping[str, float | None], benchmarks: Sequence[str], names: Sequence[str]
 ) -> float | None:
-    values = [v for name in benchmarks if (v := metrics.get(f"{name}/{metric}")) is not None]
+    keys = [f"{benchmark}/{name}" for benchmark in benchmarks for name in names]
+    values = [value for key in keys if (value := metrics.get(key)) is not None]
     return sum(values) / len(values) if values else None
 
 
@@ -241,7 +245,7 @@ def training_section(iterations: Sequence[Iteration]) -> str:
     return section("training", "Training", legend, f'<div class="charts">{"".join(charts)}</div>')
 
 
-def time_section(iterations: Sequence[Iteration]) -> str:
+def time_section(config: RunConfig, iterations: Sequence[Iteration]) -> str:
     """Seconds of work, waiting and cost per stage."""
     by_stage: dict[str, dict[int, StageLine]] = {}
     for iteration in iterations:
@@ -261,7 +265,7 @@ def time_section(iterations: Sequence[Iteration]) -> str:
         rows.append(
             [
                 stage,
-                STAGES[stage].runs_on,
+                stage_of(config, stage).runs_on,
                 *each,
                 duration(work),
                 duration(sum(queues)) if queues else "-",
@@ -280,14 +284,19 @@ def time_section(iterations: Sequence[Iteration]) -> str:
         "that were submitted and had no place yet, summed likewise."
     )
     return section(
-        "time", "Time and cost", html_table(titles, rows, left=2), money, _gpu(by_stage), lead=lead
+        "time",
+        "Time and cost",
+        html_table(titles, rows, left=2),
+        money,
+        _gpu(config, by_stage),
+        lead=lead,
     )
 
 
-def _gpu(by_stage: dict[str, dict[int, StageLine]]) -> str:
+def _gpu(config: RunConfig, by_stage: dict[str, dict[int, StageLine]]) -> str:
     seconds = {"gpu": 0.0, "cpu": 0.0}
     for stage, lines in by_stage.items():
-        kind = "cpu" if STAGES[stage].runs_on == "cpu" else "gpu"
+        kind = "cpu" if stage_of(config, stage).runs_on == "cpu" else "gpu"
         seconds[kind] += sum(line.seconds for line in lines.values())
     return (
         f"<p>Stages that want a GPU: {duration(seconds['gpu'])} of work; the others: "

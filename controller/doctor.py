@@ -42,7 +42,7 @@ class Need(NamedTuple):
     key: str
     """Where in the configuration."""
     name: str
-    kind: Literal["model", "source", "file"]
+    kind: Literal["model", "source", "file", "server"]
     revision: str | None = None
 
 
@@ -115,12 +115,16 @@ def _needs(config: RunConfig) -> Iterator[Need]:
 
 
 def _model(key: str, spec: ModelSpec) -> Need:
+    if spec.endpoint:
+        return Need(f"{key}.endpoint.url", spec.endpoint.url, "server")
     return Need(f"{key}.path", spec.path, "model", spec.revision)
 
 
 def _look(root: Store, need: Need) -> tuple[Outcome, str]:
     if need.name.startswith("s3://"):
         return _look_in_store(need.name)
+    if need.kind == "server":
+        return "note", f"{need.name}: must answer where the stages run; not asked from here"
     path = local_path(need.name)
     if path.exists():
         return "ok", f"{need.name}: found"

@@ -28,8 +28,11 @@ def load_noted(job: Job, role: str, spec: ModelSpec) -> "VisionLanguageModel":
 
 
 def usage_notes(model: object) -> dict[str, str]:
-    """What a server was asked and what it cost; empty for a model that is run here."""
-    usage: dict[str, str] = getattr(model, "usage", {})
+    """What a server was asked and what it cost; of a model that is run here, the batch size that
+    fitted in the end."""
+    usage: dict[str, str] | None = getattr(model, "usage", None)
+    if usage is None:
+        return {"batch size": str(getattr(model, "batch_size", ""))}
     return usage
 
 
@@ -56,14 +59,16 @@ def describe_model(spec: ModelSpec) -> str:
     if spec.endpoint:
         from rlaifv.models.endpoint import endpoint_identity  # torch, by its package
 
-        return f"{endpoint_identity(spec)} top {spec.endpoint.top_logprobs}"
-    from rlaifv.models.checkpoint import find_checkpoint  # torch
+        ids = f" ids {spec.endpoint.label_token_ids}" if spec.endpoint.label_token_ids else ""
+        return f"{endpoint_identity(spec)} top {spec.endpoint.top_logprobs}{ids}"
+    from rlaifv.models.files import find_folder  # torch, by its package
 
-    folder = find_checkpoint(spec).folder
+    folder = find_folder(spec)
     revision = f" revision {spec.revision}" if spec.revision else ""
+    code = f" code {code_digest(folder)}" if spec.trust_remote_code else ""
     return (
-        f"{spec.path}{revision} {spec.family} {spec.dtype} batch {spec.batch_size} "
-        f"weights {weights_digest(folder)}"
+        f"{spec.path}{revision} {spec.family} {spec.dtype} batch {spec.batch_size or 'probed'} "
+        f"weights {weights_digest(folder)}{code}"
     )
 
 
@@ -83,12 +88,21 @@ def weights_digest(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def code_digest(folder: Path) -> str:
+    """First 16 hex digits of a SHA-256 over the code that comes with the weights."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def reference_notes(spec: ModelSpec) -> dict[str, str]:
     """What reference log-probabilities depend on besides the pairs; noted by `reflogp` and asked
     for by `train`."""
-    from rlaifv.models.checkpoint import find_checkpoint  # torch
+    from rlaifv.models.files import find_folder  # torch, by its package
 
-    folder = find_checkpoint(spec).folder
+    folder = find_folder(spec)
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".txt") and path.name not in NO_PROCESSOR:

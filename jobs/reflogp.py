@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 from jobs._entry import Job, in_groups, main
-from jobs._models import describe_model, reference_notes
+from jobs._models import describe_model, reference_notes, usage_notes
 from jobs._reference import score_pairs
 from rlaifv.records import PreferencePair, ReferenceLogps
 
@@ -21,16 +21,17 @@ def reflogp(job: Job) -> Iterator[ReferenceLogps]:
     reads: pairs, policy
     writes: reflogps
     """
-    from rlaifv.models import load_trainable  # torch: not for --help, nor for a shard that is done
+    from rlaifv.models import load_scorer  # torch: not for --help, nor for a shard that is done
 
     spec, size = job.policy(), job.config.shards.group_size
-    model = load_trainable(spec)
+    model = load_scorer(spec)
     job.notes |= {"policy": describe_model(spec), **reference_notes(spec)}
     groups = in_groups(enumerate(job.read("pairs", PreferencePair, part=0)), size)
     mine = itertools.islice(groups, job.shard.index, None, job.shard.count)
     share = job.origin("pairs", part=0).rows // job.shard.count
     for group in job.progress(mine, total=share):
         yield from score_pairs(job, model, group)
+    job.notes |= usage_notes(model)
 
 
 if __name__ == "__main__":

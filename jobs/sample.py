@@ -22,7 +22,10 @@ def sample(job: Job) -> Iterator[Answer]:
     from rlaifv.models.base import Decoding, Prompt  # torch, by its package
 
     config, model = job.config.sample, load_noted(job, "policy", job.policy())
-    decoding = Decoding(config.max_new_tokens, config.temperature, config.top_p, config.top_k)
+    decoding = Decoding(
+        *(config.max_new_tokens, config.temperature, config.top_p, config.top_k),
+        repetition_penalty=config.repetition_penalty,
+    )
     for group in job.instruction_groups():
         ids = [[f"{row.instruction_id}/{n}" for n in range(config.num_answers)] for row in group]
         seeds = [tuple(map(job.seed, each)) for each in ids]

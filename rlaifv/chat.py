@@ -31,6 +31,8 @@ from rlaifv.places import local_path
 
 NUM_BEAMS, MAX_NEW_TOKENS = 3, 1024
 """The release's for the 7B: beam search, no sampling."""
+SAMPLED = Decoding(MAX_NEW_TOKENS, temperature=0.6, top_p=0.9, top_k=30, repetition_penalty=1.1)
+"""The release's for the 12B, which samples three beams; here one, always with the same seed."""
 
 
 class ChatInput(TypedDict):
@@ -63,6 +65,8 @@ class RLAIFVChat:
 
             load_adapter(self._model.module, adapter)
         self._decoding = Decoding(max_new_tokens, num_beams=NUM_BEAMS)
+        if self._model.module.config.model_type == "omnilmm":
+            self._decoding = SAMPLED._replace(max_new_tokens=max_new_tokens)
 
     def chat(self, inputs: ChatInput) -> str:
         """The answer; raises ArtifactError when the image or the prompt cannot be used."""

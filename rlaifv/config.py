@@ -9,6 +9,8 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rlaifv.trust import trusted
+
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -38,6 +40,8 @@ class EndpointConfig(Section):
     """Wait before the second request; doubles up to 60 s, with jitter, or as the server says."""
     top_logprobs: Positive = 20
     """Tokens whose probabilities are asked for when labelling; OpenAI's and vLLM's most is 20."""
+    label_token_ids: tuple[int, ...] = ()
+    """Or the model's ids of yes, Yes, no, No: exact, where the server takes `logprob_token_ids`."""
     input_price: Annotated[float, Field(ge=0)] = 0.0
     """Per million tokens, in the currency of your choice: the provenance sums up the cost."""
     output_price: Annotated[float, Field(ge=0)] = 0.0
@@ -51,18 +55,23 @@ class ModelSpec(Section):
 
     path: Annotated[str, Field(min_length=1)]
     """A folder, a hub id, a store URI, or `package:<module>/<folder>` for shipped weights."""
-    family: Literal["auto", "llava", "omnilmm", "rules", "text"] = "auto"
+    family: Literal["auto", "llava", "omnilmm", "minicpmv", "rules", "text"] = "auto"
     """`auto` reads the checkpoint's config; `rules` is the claim splitter without a model."""
     revision: str | None = None
+    trust_remote_code: bool = False
+    """Run the code beside the weights (`minicpmv` only); `revision` is then a commit."""
     prompt: PromptName = "auto"
-    """How a question becomes a prompt; `auto`: the checkpoint's chat template if it has one, else
-    `llava_v1`, with which the release samples, trains and evaluates."""
+    """`auto`: the checkpoint's chat template if it has one, else `llava_v1`, as the release."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Reference release: fp16 for sampling, bf16 for training; bf16 for both here."""
-    batch_size: Positive = 8
-    """Prompts (sampling, responding), images (verifying) or pairs (log-probs) per forward."""
+    batch_size: Annotated[int, Field(ge=0)] = 8
+    """Prompts, images (verifying) or pairs (log-probs) per forward; 0: as many as fit, by trying."""
     endpoint: EndpointConfig | None = None
     """None: the model is run here; else `path` is the server's name of it (not for training)."""
+
+    @model_validator(mode="after")
+    def _code_is_trusted_on_purpose(self) -> Self:
+        return trusted(self)
 
 
 class PrepareConfig(Section):
@@ -89,6 +98,7 @@ class SampleConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 50
     """transformers' default, which the release leaves in place; 0: off."""
+    repetition_penalty: PositiveFloat = 1.0
     max_new_tokens: Positive = 512
 
 

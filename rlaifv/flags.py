@@ -8,6 +8,8 @@ from pathlib import Path
 from rlaifv.cli import Parser
 
 DTYPES = ("float32", "bfloat16", "float16")
+MODEL = ("family", "prompt", "dtype", "revision", "trust_remote_code")
+"""Flags that are fields of a `ModelSpec`."""
 BENCHMARKS = ("amber", "mmhal", "object_halbench", "refomb")
 
 
@@ -30,12 +32,20 @@ def serve() -> argparse.ArgumentParser:
     """`python -m rlaifv.serve`."""
     parser = _program("serve", "Our engine behind OpenAI's chat completions protocol.")
     parser.add_argument("--model", required=True, metavar="PATH", help="folder or hub id")
-    parser.add_argument("--family", default="auto", help="text: a chat model without images")
-    parser.add_argument("--prompt", default="auto", help="as in ModelSpec")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="as in ModelSpec")
+    _model(parser, dtype="bfloat16")
     parser.add_argument("--host", default="127.0.0.1", help="there is no authentication")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     return parser
+
+
+def _model(parser: argparse.ArgumentParser, *, dtype: str) -> None:
+    parser.add_argument("--family", default="auto", help="as in ModelSpec; text: no images")
+    parser.add_argument("--prompt", default="auto", help="as in ModelSpec")
+    parser.add_argument("--dtype", choices=DTYPES, default=dtype, help=f"default: {dtype}")
+    parser.add_argument("--revision", help="of a hub id: a commit, branch or tag")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the code beside the weights"
+    )
 
 
 def merge() -> argparse.ArgumentParser:
@@ -78,8 +88,7 @@ def models_check() -> argparse.ArgumentParser:
     """`python -m rlaifv.models.check`."""
     parser = _program("models.check", "Whether a model may be trusted as policy and labeller.")
     parser.add_argument("model", help="folder or hub id")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="default: float32")
-    parser.add_argument("--prompt", default="auto", help="as in ModelSpec")
+    _model(parser, dtype="float32")
     _json(parser)
     return parser
 
@@ -198,6 +207,24 @@ def benchmark_gpu() -> argparse.ArgumentParser:
     return parser
 
 
+def benchmark_iteration() -> argparse.ArgumentParser:
+    """`python -m rlaifv.benchmark_iteration`."""
+    parser = _program(
+        "benchmark_iteration", "One small iteration through the real stages with a random 7B."
+    )
+    parser.add_argument(
+        "--folder", type=Path, required=True, metavar="DIR", help="30 GB; weights are kept there"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write everything as JSON")
+    parser.add_argument("--tiny", action="store_true", help="a model of a few megabytes")
+    parser.add_argument("--instructions", type=positive, default=64, help="default: 64")
+    parser.add_argument("--answers", type=positive, default=10, help="per instruction (10)")
+    parser.add_argument("--new-tokens", type=positive, default=120, help="per answer (120)")
+    parser.add_argument("--batch-size", type=positive, default=32, help="prompts or images (32)")
+    parser.add_argument("--micro-batch-size", type=positive, default=4, help="pairs (4)")
+    return parser
+
+
 def benchmark_store() -> argparse.ArgumentParser:
     """`python -m rlaifv.benchmark_store`."""
     parser = _program("benchmark_store", "Throughput of the store beside plain boto3.")
@@ -242,6 +269,7 @@ PROGRAMS: Mapping[str, Callable[[], argparse.ArgumentParser]] = {
     "benchmarks.held_out": held_out,
     "demo": demo,
     "benchmark_gpu": benchmark_gpu,
+    "benchmark_iteration": benchmark_iteration,
     "benchmark_kernels": benchmark_kernels,
     "benchmark_store": benchmark_store,
     "benchmark_training": benchmark_training,

@@ -16,6 +16,7 @@ from rlaifv.config import (
     BenchmarkSpec,
     ChooseConfig,
     ClaimConfig,
+    EndpointConfig,
     HeldOutConfig,
     JudgeConfig,
     LoraConfig,
@@ -136,12 +137,23 @@ def llava15_7b_lora() -> RunConfig:
     )
 
 
+VLLM = "http://127.0.0.1:8000/v1"
+"""Where `vllm serve` listens unless told otherwise."""
+
+
 def llava15_7b_minicpmv() -> RunConfig:
     """LLaVA-1.5 7B labelled by MiniCPM-Llama3-V 2.5 (`run_data_pipline_llava15_minicpmv.sh`).
 
-    The labeller runs in fp16, one question at a time, in the release.
+    The labeller's code comes with its weights. Here it is asked behind a server that knows it (vLLM
+    at its default port; set `verify.labeller.endpoint.url`); docs/models.md has the other way. The
+    release runs it in fp16, one question at a time.
     """
-    labeller = ModelSpec(path="openbmb/MiniCPM-Llama3-V-2_5", dtype="float16")
+    labeller = ModelSpec(
+        path="openbmb/MiniCPM-Llama3-V-2_5",
+        family="minicpmv",
+        dtype="float16",
+        endpoint=EndpointConfig(url=VLLM),
+    )
     return llava15_7b().model_copy(
         update={
             "name": "llava15-7b-minicpmv",
@@ -155,13 +167,14 @@ def omnilmm_12b() -> RunConfig:
     """RLAIF-V 12B: OmniLMM-12B labelled by itself (paper, section 3, "self-alignment").
 
     Training numbers are the paper's, which gives one set for both policies; the release has no
-    training script for this model. Its sampler adds a repetition penalty of 1.1; ours does not.
+    training script for this model. The repetition penalty is its sampler's.
     """
     model = ModelSpec(path="openbmb/OmniLMM-12B")
     return RunConfig(
         name="omnilmm-12b",
         recipe="omnilmm_12b",
         policy=model,
+        sample=SampleConfig(repetition_penalty=1.1),
         claim=ClaimConfig(model=CLAIM_MODEL),
         verify=VerifyConfig(labeller=model),
         train=FULL_TUNING,

@@ -23,10 +23,16 @@ from typing import Any, NamedTuple
 
 from rlaifv.cli import checked, ending
 from rlaifv.config import ModelSpec
-from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
-from rlaifv.models import load_text_model, load_trainable
-from rlaifv.models.base import Decoding, Generation, Prompt, TextModel
-from rlaifv.models.shared_prefix import SharedPrefixModel, TokenLogp
+from rlaifv.errors import ArtifactError, RlaifvError
+from rlaifv.models import load_local, load_text_model
+from rlaifv.models.base import (
+    Decoding,
+    Generation,
+    Prompt,
+    ServedModel,
+    ServedTextModel,
+    TokenLogp,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +47,17 @@ class Question(NamedTuple):
     decoding: Decoding
     seed: int
     top_logprobs: int | None
+    label_ids: tuple[int, ...] = ()
+    """Tokens whose probabilities are wanted instead of the likeliest (vLLM's `logprob_token_ids`)."""
+
+
+class Answer(NamedTuple):
+    """What the engine makes of a question."""
+
+    generation: Generation
+    first_tokens: list[TokenLogp]
+    """The likeliest, if they were asked for."""
+    prompt_tokens: int
 
 
 class Engine:
@@ -49,38 +66,39 @@ class Engine:
     def __init__(self, spec: ModelSpec) -> None:
         """`family` text: a chat model without images. Errors as for `load_model`."""
         self.name = spec.path
-        self._text: TextModel | None = None
-        self._vision: SharedPrefixModel | None = None
-        if spec.family == "text":
-            self._text = load_text_model(spec)
-        else:
-            model = load_trainable(spec)
-            if not isinstance(model, SharedPrefixModel):
-                raise ConfigError(f"model {spec.path}: its family cannot be served")
-            self._vision = model
+        self._model = load_text_model(spec) if spec.family == "text" else load_local(spec)
         self._lock = threading.Lock()
 
-    def answer(self, question: Question) -> tuple[Generation, list[TokenLogp]]:
-        """The answer, and the likeliest first tokens if they were asked for."""
+    def answer(self, question: Question) -> Answer:
+        """The answer, the likeliest first tokens, and how long the prompt was."""
         with self._lock:
-            if self._vision is None or question.image is None:
-                return self._reply(question), []
-            prompt = Prompt(question.image, question.text, (question.seed,))
-            ((generation,),) = self._vision.answer([prompt], decoding=question.decoding)
-            if question.top_logprobs is None:
-                return generation, []
-            count = max(1, question.top_logprobs)
-            tokens = self._vision.first_tokens(question.image, question.text, count=count)
-            return generation, tokens
+            if question.image is None or not isinstance(self._model, ServedModel):
+                return self._reply(question)
+            asked = (question.image, question.text)
+            prompt = Prompt(*asked, (question.seed,))
+            ((generation,),) = self._model.answer([prompt], decoding=question.decoding)
+            count, tokens = question.top_logprobs, list[TokenLogp]()
+            if count is not None:
+                tokens = _first_tokens(self._model, question, count)
+            return Answer(generation, tokens, self._model.count_prompt(*asked))
 
-    def _reply(self, question: Question) -> Generation:
-        if self._text is None or question.image is not None:
+    def _reply(self, question: Question) -> Answer:
+        if question.image is not None or not isinstance(self._model, ServedTextModel):
             kind = "without an image" if question.image is None else "with an image"
             raise ArtifactError(f"this model takes no question {kind}")
         if question.top_logprobs is not None:
             raise ArtifactError("logprobs: only for questions about an image")
         seeds, decoding = [question.seed], question.decoding
-        return self._text.reply([question.text], seeds=seeds, decoding=decoding)[0]
+        (generation,) = self._model.reply([question.text], seeds=seeds, decoding=decoding)
+        return Answer(generation, [], self._model.count_prompt(question.text))
+
+
+def _first_tokens(model: ServedModel, question: Question, count: int) -> list[TokenLogp]:
+    image, ids = question.image or b"", question.label_ids
+    try:
+        return model.first_tokens(image, question.text, count=max(1, count), ids=ids)
+    except IndexError as error:
+        raise ArtifactError(f"logprob_token_ids: not all in the vocabulary: {error}") from error
 
 
 def parse_question(body: bytes) -> Question:
@@ -101,8 +119,10 @@ def parse_question(body: bytes) -> Question:
             float(values.get("temperature", 1.0)),
             float(values.get("top_p", 1.0)),
             int(values.get("top_k", 0)),
+            repetition_penalty=float(values.get("repetition_penalty", 1.0)),
         )
         seed = int(values.get("seed") or 0)
+        ids = tuple(map(int, values.get("logprob_token_ids") or ()))
         top = int(values.get("top_logprobs") or 0) if values.get("logprobs") else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"not a chat completion request: {error!r}") from error
@@ -110,9 +130,13 @@ def parse_question(body: bytes) -> Question:
         raise ArtifactError(f"{len(urls)} images, expected at most 1")
     if decoding.max_new_tokens < 1 or decoding.temperature < 0 or not 0 < decoding.top_p <= 1:
         raise ArtifactError("max_tokens, temperature or top_p is out of range")
+    if decoding.repetition_penalty <= 0:
+        raise ArtifactError("repetition_penalty: expected more than 0")
+    if ids and (top is None or min(ids) < 0):
+        raise ArtifactError("logprob_token_ids: expected ids of tokens, and logprobs")
     if top is not None and decoding.max_new_tokens != 1:
         raise ArtifactError("logprobs: only with max_tokens 1")
-    return Question(_image(urls), "".join(texts), decoding, seed, top)
+    return Question(_image(urls), "".join(texts), decoding, seed, top, ids)
 
 
 def _image(urls: list[str]) -> bytes | None:
@@ -129,7 +153,7 @@ def _image(urls: list[str]) -> bytes | None:
 
 def completion(engine: Engine, question: Question) -> dict[str, Any]:
     """The protocol's answer."""
-    generation, tokens = engine.answer(question)
+    generation, tokens, before = engine.answer(question)
     choice: dict[str, Any] = {
         "index": 0,
         "message": {"role": "assistant", "content": generation.text},
@@ -139,14 +163,15 @@ def completion(engine: Engine, question: Question) -> dict[str, Any]:
     if tokens:
         listed = [{"token": t.text, "logprob": t.logp, "bytes": None} for t in tokens]
         choice["logprobs"] = {"content": [{**listed[0], "top_logprobs": listed}]}
-    used = generation.num_tokens  # the engine does not tell how long the prompt was
+    after = generation.num_tokens
+    usage = {"prompt_tokens": before, "completion_tokens": after, "total_tokens": before + after}
     return {
         "id": "chatcmpl-rlaifv",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": engine.name,
         "choices": [choice],
-        "usage": {"prompt_tokens": 0, "completion_tokens": used, "total_tokens": used},
+        "usage": usage,
     }
 
 
@@ -212,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(given: argparse.Namespace) -> int:
-    values = {key: getattr(given, key) for key in ("family", "prompt", "dtype")}
+    values = {key: getattr(given, key) for key in flags.MODEL}
     spec = checked(lambda: ModelSpec(path=given.model, **values), what="a flag of the model")
     engine = Engine(spec)
     with Server(engine, host=given.host, port=given.port) as server:

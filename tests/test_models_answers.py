@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -70,6 +71,29 @@ def test_greedy_and_beam_answers_equal_generate(
         assert answer.finish_reason == ("stop" if ids[-1] in EOS_IDS else "length")
         lengths.add(len(ids))
     assert len(lengths) > 2, "the answers should end at different steps"
+
+
+@pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`:UserWarning")  # as we count, too
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_repetition_penalty_counts_what_the_answer_has_said(
+    model: TrainableModel, plain: Plain, beams: int
+) -> None:
+    prompts = make_prompts()
+    decoding = Decoding(12, num_beams=beams, repetition_penalty=1.5)
+    answers = model.answer(prompts, decoding=decoding)
+    for prompt, (answer,) in zip(prompts, answers, strict=True):
+        batch = model.encode_branches([Branches(prompt.image, prompt.question, ("",))])
+        ids = batch.packed.ids_BL[:, :-1]  # without the end
+        with torch.no_grad():
+            features = model.vision_features(batch.pixels)
+            embeds = model._side.merge(ids, features, batch.image_of_row_B)  # type: ignore[attr-defined]
+            expected = plain.module.generate(
+                **{"inputs_embeds": embeds, "attention_mask": torch.ones_like(ids)},
+                **{"num_beams": beams, "repetition_penalty": 1.5, "do_sample": False},
+                **{"max_new_tokens": 12, "eos_token_id": EOS_IDS},
+            )[0].tolist()
+        assert answer.text == plain.processor.tokenizer.decode(expected, skip_special_tokens=True)
+    assert answers != model.answer(prompts, decoding=Decoding(12, num_beams=beams))
 
 
 def test_a_sample_depends_on_its_seed_and_nothing_else(model: TrainableModel, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jobs._models import describe_model
 from rlaifv.config import ModelSpec, VerifyConfig
@@ -20,7 +21,7 @@ from rlaifv.recipes import RECIPES
 from rlaifv.records import PreferencePair, Verdict
 from rlaifv.serve import Engine, Handler, Server, completion, parse_question
 from tests.jobs_support import make_config, make_run, make_source, run_job
-from tests.models_kit import IMAGES, QUESTIONS, make_prompts, spec
+from tests.models_kit import IMAGES, QUESTIONS, Plain, make_prompts, spec
 from tests.tiny import make_tiny_chat, make_tiny_llava
 
 ROWS = [ImageQuestions(image, QUESTIONS) for image in IMAGES]
@@ -187,6 +188,16 @@ def test_words_beyond_the_likeliest_tokens_are_told(
     assert f"{missing} of 9 questions have neither yes nor no among 1 tokens" in caplog.text
 
 
+def test_label_tokens_are_exact_however_unlikely(server: Planned, folder: Path) -> None:
+    tokenizer = Plain(folder).processor.tokenizer
+    ids = tokenizer.convert_tokens_to_ids(["yes", "Yes", "no", "No"])
+    model = EndpointModel(_spec(server, top_logprobs=1, label_token_ids=ids))
+    there, here = model.yes_no(ROWS), load_model(spec(folder)).yes_no(ROWS)
+    model.close()
+    for row, other in zip(here, there, strict=True):
+        torch.testing.assert_close(torch.tensor(row), torch.tensor(other), atol=1e-6, rtol=0)
+
+
 def test_replies_of_a_chat_model_are_those_of_the_engine(tmp_path: Path) -> None:
     chat = ModelSpec(path=str(make_tiny_chat(tmp_path)), family="text", dtype="float32")
     prompts, decoding = ["What is it?", "And?"], Decoding(6, temperature=0.2, top_p=0.9)
@@ -276,9 +287,13 @@ def test_shards_labelled_by_different_models_do_not_make_pairs(
     assert "scores of different models are not compared" in capsys.readouterr().err
 
 
-def test_tokens_and_cost_are_counted(server: Planned) -> None:
+def test_tokens_and_cost_are_counted(server: Planned, folder: Path) -> None:
     priced = EndpointModel(_spec(server, input_price=1.0, output_price=2e6))
     priced.answer(make_prompts()[:1], decoding=Decoding(3))
     assert priced.usage["requests"] == "1"
-    assert float(priced.usage["cost"]) == pytest.approx(2 * int(priced.usage["output tokens"]))
+    first = make_prompts()[0]
+    tokens = Plain(folder).inputs(first.image, first.question)["input_ids"].shape[1]
+    assert priced.usage["input tokens"] == str(tokens)
+    cost = 2 * int(priced.usage["output tokens"]) + 1e-6 * tokens
+    assert float(priced.usage["cost"]) == pytest.approx(cost, abs=1e-6)
     priced.close()

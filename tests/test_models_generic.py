@@ -11,7 +11,7 @@ from transformers import (
 
 from rlaifv.config import ModelSpec
 from rlaifv.errors import ConfigError
-from rlaifv.models import generic, load_local, load_trainable
+from rlaifv.models import load_local, load_trainable
 from rlaifv.models.base import Decoding, ImageQuestions, Prompt
 from rlaifv.models.check import CHECKS, check
 from rlaifv.models.generic import GenericModel
@@ -37,7 +37,7 @@ def test_it_gives_what_the_engine_gives(
     model: GenericModel, folder: Path, share: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not share:
-        monkeypatch.setattr(generic, "_can_be_copied", lambda _cache: False)
+        monkeypatch.setattr(model, "_can_be_copied", lambda _cache: False)
     engine = load_trainable(spec(folder))
     for row, other in zip(
         model.sequence_logps(make_rows()), engine.sequence_logps(make_rows()), strict=True
@@ -85,4 +85,4 @@ def test_other_families_answer_as_transformers_generates_and_share_what_can_be(
     ((answer,),) = model.answer([Prompt(IMAGES[0], "What is it?")], decoding=Decoding(6))
     assert answer == model._prompter.generation(expected, model._eos_ids)
     recurrent = family.name.startswith("minicpmv4")  # its cache cannot be continued twice
-    assert generic._can_be_copied(model._run(inputs).cache) is not recurrent
+    assert model._can_be_copied(model._run(inputs).cache) is not recurrent

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlaifv.models import load_model
+from jobs._models import usage_notes
+from rlaifv.models import load_model, load_scorer, load_text_model
 from rlaifv.models.base import Decoding
 from tests.models_kit import make_prompts, make_rows, spec
-from tests.tiny import make_tiny_llava
+from tests.tiny import make_tiny_chat, make_tiny_llava
 
 
 @pytest.fixture
@@ -43,6 +44,40 @@ def test_batches_shrink_until_they_fit(folder: Path, monkeypatch: pytest.MonkeyP
     assert max(tried[2:]) == 2
     assert model.batch_size == 2
     assert len(model.sequence_logps(make_rows())) == len(make_rows())
+
+
+def test_the_largest_batch_that_fits_is_found_from_above(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, decoding = make_prompts(), Decoding(4)
+    expected = load_model(spec(folder, batch_size=9)).answer(prompts, decoding=decoding)
+    model = load_model(spec(folder, batch_size=0))
+    tried = limited(model, monkeypatch, rows=4)
+    assert model.answer(prompts, decoding=decoding) == expected
+    assert tried[:2] == [9, 4]
+    assert usage_notes(model) == {"batch size": "4"}
+
+
+def test_scoring_and_replies_shrink_as_well(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = load_scorer(spec(folder, batch_size=3))
+    tried = limited(scorer, monkeypatch, rows=1)
+    assert len(scorer.sequence_logps(make_rows())) == len(make_rows())
+    assert tried == [3, 1, 1, 1]
+    chat: Any = load_text_model(spec(make_tiny_chat(tmp_path / "chat"), batch_size=0))
+    embed, sizes = chat._decoder.embed, list[int]()
+
+    def checked(ids_BP: Tensor) -> Tensor:
+        sizes.append(len(ids_BP))
+        if ids_BP.ndim == 2 and ids_BP.shape[1] > 1 and len(ids_BP) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        embedded: Tensor = embed(ids_BP)
+        return embedded
+
+    monkeypatch.setattr(chat._decoder, "embed", checked)
+    assert len(chat.reply(["What?", "And?"], seeds=[0, 1], decoding=Decoding(2))) == 2
+    assert sizes[:2] == [2, 1]
 
 
 def test_a_row_that_fits_nowhere_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,35 +1,22 @@
 """Models for stages: `load_model`, `load_text_model`, `load_trainable`.
 
-The only place that looks at the family of a checkpoint. A new family is a `VisionSide` (or another
-`VisionLanguageModel`) and a line here.
+The only place that knows the kinds of engines; the families of our own are told apart in
+`loading`. A new family is a `VisionSide` (or another `VisionLanguageModel`) and a line there.
+Engines are imported when they are asked for: remote code and endpoints do without the others, and
+without a recent transformers.
 """
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    LlavaForConditionalGeneration,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
+from typing import TYPE_CHECKING
 
 from rlaifv.config import ModelSpec
-from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.models.base import TextModel, VisionLanguageModel
-from rlaifv.models.branches import TrainableModel
-from rlaifv.models.checkpoint import Checkpoint, end_tokens, find_checkpoint, load_module
-from rlaifv.models.endpoint import EndpointModel
-from rlaifv.models.generic import GenericModel
-from rlaifv.models.llava import Llava, check_processor
 from rlaifv.models.memory import back_off
-from rlaifv.models.omnilmm import OmniLMM, OmniLMMForCausalLM, make_prompter
-from rlaifv.models.original import has_original_processor, make_processor
-from rlaifv.models.processors import load_processor
-from rlaifv.models.prompting import Prompter
-from rlaifv.models.shared_prefix import SharedPrefixModel
-from rlaifv.models.text import ChatModel
+
+MOST_ROWS = 4096
+
+if TYPE_CHECKING:
+    from rlaifv.models.branches import TrainableModel
+    from rlaifv.models.one_by_one import OneByOne
 
 
 def load_model(spec: ModelSpec) -> VisionLanguageModel:
@@ -38,89 +25,50 @@ def load_model(spec: ModelSpec) -> VisionLanguageModel:
     Raises ConfigError for a path, family or format that cannot be used, and ArtifactError for a
     checkpoint with missing, broken or surplus weights; messages name the file.
     """
-    return EndpointModel(spec) if spec.endpoint else back_off(load_local(spec))
-
-
-def load_local(spec: ModelSpec) -> TrainableModel | GenericModel:
-    """The same, never an endpoint: trainable where the family is."""
-    checkpoint = find_checkpoint(spec) if spec.endpoint is None else None
-    trainable = ("llava", "omnilmm")
-    if checkpoint is None or checkpoint.model_type in trainable or spec.family != "auto":
-        return load_trainable(spec)
-    if checkpoint.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return load_trainable(spec)  # says what is known
-    module = load_module(
-        checkpoint, AutoModelForImageTextToText, dtype=spec.dtype, attention="sdpa"
-    )
-    source = str(checkpoint.folder)
-    processor = load_processor(source)
-    eos_ids = end_tokens(module, processor.tokenizer)
-    return GenericModel(
-        module, processor, batch_size=spec.batch_size, eos_ids=eos_ids, source=source
-    )
-
-
-def load_trainable(spec: ModelSpec) -> TrainableModel:
-    """The same, for training; raises ConfigError where gradients are out of reach."""
     if spec.endpoint:
-        raise ConfigError(f"model {spec.path}: an endpoint cannot be trained, nor score answers")
-    checkpoint = find_checkpoint(spec)
-    family = spec.family if spec.family != "auto" else checkpoint.model_type
-    if family != checkpoint.model_type:
-        raise ConfigError(
-            f"model {spec.path}: family is {family!r}, but config.json says "
-            f"model_type {checkpoint.model_type!r}"
-        )
-    if family == "llava":
-        return _load_llava(checkpoint, spec)
-    if family == "omnilmm":
-        return _load_omnilmm(checkpoint, spec)
-    if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ConfigError(f"model {spec.path}: family {family!r} can answer and label, not train")
-    raise ConfigError(f"model {spec.path}: no vision-language family {family!r}")
+        from rlaifv.models.endpoint import EndpointModel
+
+        return EndpointModel(spec)
+    return back_off(load_local(_sized(spec)))
 
 
-def _load_llava(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
-    source = str(checkpoint.folder)
-    module = load_module(checkpoint, LlavaForConditionalGeneration, dtype=spec.dtype)
-    if has_original_processor(checkpoint.folder):
-        processor = make_processor(checkpoint.folder, module.config)
-    else:
-        processor = load_processor(source)
-    prompter = Prompter(processor, source=source, prompt=spec.prompt)
-    check_processor(prompter, module.config, source=source)
-    return SharedPrefixModel(
-        Llava(module),
-        prompter,
-        batch_size=spec.batch_size,
-        eos_ids=end_tokens(module, processor.tokenizer),
-    )
+def load_local(spec: ModelSpec) -> "TrainableModel | OneByOne":
+    """The same, never an endpoint: trainable where the family is."""
+    if spec.family == "minicpmv" and not spec.endpoint:
+        from rlaifv.models.remote import load_remote
+
+        return load_remote(spec)
+    from rlaifv.models import loading
+
+    return loading.load_local(spec)
 
 
-def _load_omnilmm(checkpoint: Checkpoint, spec: ModelSpec) -> TrainableModel:
-    if spec.prompt not in ("auto", "chat_template"):
-        raise ConfigError(f"model {spec.path}: prompt is {spec.prompt!r}, OmniLMM has its own")
-    module = load_module(checkpoint, OmniLMMForCausalLM, dtype=spec.dtype)
-    prompter = make_prompter(checkpoint.folder, module.config)
-    return SharedPrefixModel(
-        OmniLMM(module), prompter, batch_size=spec.batch_size, eos_ids=(prompter.eos_id,)
-    )
+def load_trainable(spec: ModelSpec, *, spread: bool = False) -> "TrainableModel":
+    """The same, for training; raises ConfigError where gradients are out of reach.
+
+    `spread`: over all visible GPUs if one is too small. Not for processes with a GPU each.
+    """
+    from rlaifv.models import loading
+
+    return loading.load_trainable(spec, spread=spread)
 
 
 def load_text_model(spec: ModelSpec) -> TextModel:
     """A chat model without images; errors as for `load_model`."""
     if spec.endpoint:
+        from rlaifv.models.endpoint import EndpointModel
+
         return EndpointModel(spec)
-    checkpoint = find_checkpoint(spec)
-    source = str(checkpoint.folder)
-    if checkpoint.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ConfigError(
-            f"model {spec.path}: model_type {checkpoint.model_type!r} cannot be loaded as a chat "
-            "model without images"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{source}: the tokenizer cannot be loaded: {error}") from error
-    module = load_module(checkpoint, AutoModelForCausalLM, dtype=spec.dtype)
-    return ChatModel(module, tokenizer, batch_size=spec.batch_size, source=source)
+    from rlaifv.models import loading
+
+    return back_off(loading.load_text_model(_sized(spec)))
+
+
+def load_scorer(spec: ModelSpec) -> "TrainableModel":
+    """A policy that scores given answers; as `load_trainable`, with batches that fit."""
+    return back_off(load_trainable(_sized(spec), spread=True))
+
+
+def _sized(spec: ModelSpec) -> ModelSpec:
+    """With a batch size to begin with: for 0, more rows than any call has."""
+    return spec if spec.batch_size else spec.model_copy(update={"batch_size": MOST_ROWS})

@@ -45,8 +45,8 @@ class SharedPrefix(NamedTuple):
 
     def select(self, prompts: Tensor) -> "SharedPrefix":
         """The same for some of the prompts."""
-        keys = tuple(layer.index_select(0, prompts) for layer in self.keys)
-        values = tuple(layer.index_select(0, prompts) for layer in self.values)
+        keys = tuple(layer.index_select(0, prompts.to(layer.device)) for layer in self.keys)
+        values = tuple(layer.index_select(0, prompts.to(layer.device)) for layer in self.values)
         return SharedPrefix(keys, values, self.bias_B11P.index_select(0, prompts))
 
 
@@ -87,7 +87,7 @@ class PrivateCache:
         """Keeps, repeats or reorders rows."""
         for buffers in (self._keys, self._values):
             for layer, buffer in buffers.items():
-                buffers[layer] = buffer.index_select(0, rows)
+                buffers[layer] = buffer.index_select(0, rows.to(buffer.device))
 
     def get_seq_length(self, layer: int = 0) -> int:
         return self._length
@@ -141,7 +141,8 @@ def _attend(
     layer: int = module.layer_idx  # type: ignore[assignment]
     query_NHD = query_NHLD[:, :, 0] * options["scaling"]
     prefix = (shared.keys[layer], shared.values[layer])
-    return _prefix_attention(query_NHD, (key, value), prefix, shared.bias_B11P), None
+    bias_B11P = shared.bias_B11P.to(query_NHD.device)  # layers may lie on several devices
+    return _prefix_attention(query_NHD, (key, value), prefix, bias_B11P), None
 
 
 AttentionInterface.register(IMPLEMENTATION, _attend)

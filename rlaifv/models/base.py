@@ -6,12 +6,15 @@ image, by the two answers of a pair.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+YES, NO = ("yes", "Yes"), ("no", "No")
+"""The words that count; the reference release's."""
+NOT_FINITE = "the model's scores are not finite: broken weights, or dtype float16 overflows"
 
 
 class Decoding(NamedTuple):
@@ -24,6 +27,8 @@ class Decoding(NamedTuple):
     top_k: int = 0
     """0: off."""
     num_beams: int = 1
+    repetition_penalty: float = 1.0
+    """Scores of tokens that the answer has already: divided by it if positive, else multiplied."""
 
 
 class Prompt(NamedTuple):
@@ -96,6 +101,28 @@ class VisionLanguageModel(Protocol):
         ...
 
 
+class TokenLogp(NamedTuple):
+    """A token's text and its log-probability in nats."""
+
+    text: str
+    logp: float
+
+
+@runtime_checkable
+class ServedModel(VisionLanguageModel, Protocol):
+    """What a server asks for besides."""
+
+    def first_tokens(
+        self, image: bytes, question: str, *, count: int, ids: Sequence[int] = ()
+    ) -> list[TokenLogp]:
+        """The likeliest first tokens of an answer, best first; or these, behind the likeliest."""
+        ...
+
+    def count_prompt(self, image: bytes, question: str) -> int:
+        """Tokens of a prompt, those of the image included."""
+        ...
+
+
 class TextModel(Protocol):
     """A chat language model without images, for splitting answers into claims."""
 
@@ -103,4 +130,13 @@ class TextModel(Protocol):
         self, prompts: Sequence[str], *, seeds: Sequence[int], decoding: Decoding
     ) -> list[Generation]:
         """One reply per prompt (a single user turn), in order."""
+        ...
+
+
+@runtime_checkable
+class ServedTextModel(TextModel, Protocol):
+    """The same with what a server asks for besides."""
+
+    def count_prompt(self, prompt: str) -> int:
+        """Tokens of a prompt."""
         ...

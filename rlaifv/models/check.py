@@ -25,7 +25,7 @@ from rlaifv.errors import ArtifactError
 from rlaifv.models import load_local
 from rlaifv.models.base import Branches, Decoding, ImageQuestions, Prompt
 from rlaifv.models.branches import TrainableModel
-from rlaifv.models.generic import GenericModel
+from rlaifv.models.one_by_one import OneByOne
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.05}
 """Largest difference in nats of a token, or of a probability: summation order and, in 16 bits,
@@ -35,7 +35,7 @@ ANSWERS = ("A dog runs.", "There is a red cup on a table.", "")
 WORDS = ("yes", "Yes", "no", "No")
 
 
-Checked = TrainableModel | GenericModel
+Checked = TrainableModel | OneByOne
 
 
 class Finding(NamedTuple):
@@ -173,8 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = flags.models_check().parse_args(arguments)
 
     def work() -> int:
-        values = {"path": given.model, "dtype": given.dtype, "prompt": given.prompt}
-        spec = checked(lambda: ModelSpec.model_validate(values), what="a flag of the model")
+        values = {key: getattr(given, key) for key in flags.MODEL}
+        spec = checked(lambda: ModelSpec(path=given.model, **values), what="a flag of the model")
         findings = check(load_local(spec), tolerance=TOLERANCES[given.dtype])
         if given.json:
             print(json.dumps([finding._asdict() for finding in findings], indent=1))

@@ -22,6 +22,7 @@ from rlaifv.models.attention import (
     SharedPrefix,
     segment_mask,
 )
+from rlaifv.models.base import NOT_FINITE
 from rlaifv.models.branches import (
     PackedRows,
     TokenRow,
@@ -30,13 +31,12 @@ from rlaifv.models.branches import (
     row_starts,
     to_device,
 )
+from rlaifv.models.placement import is_spread
 
 LINE_TOKENS = 8192
 """Most tokens of prompts that are run in one line."""
 HEAD_CHUNK = 1024
 """Positions whose logits exist at a time: 131 MB in float32 for a vocabulary of 32,000."""
-
-NOT_FINITE = "the model's scores are not finite: broken weights, or dtype float16 overflows"
 
 
 Embeds = Callable[[range], Tensor]
@@ -90,7 +90,8 @@ class Decoder:
     def in_lines(self) -> bool:
         """Whether rows are run in one line by `lines`: on a GPU, where the layers are known."""
         decoder: Any = self._module.get_decoder()
-        if self.device.type != "cuda" or not lines.supports(decoder):
+        spread = is_spread(self._module)
+        if self.device.type != "cuda" or spread or not lines.supports(decoder):
             return False
         width: int = decoder.layers[0].self_attn.head_dim
         return width >= 16 and width & (width - 1) == 0  # what the kernels can do
@@ -116,13 +117,13 @@ class Decoder:
             attention_mask=segment_mask(packed.segments_BL),
             use_cache=False,
         )
-        hidden_BLE: Tensor = output.last_hidden_state
+        hidden_BLE: Tensor = output.last_hidden_state.to(self.device)
         return hidden_BLE.flatten(0, 1)[sources_M]
 
     def logits(self, hidden_ME: Tensor) -> Tensor:
         """Scores of the next token, float32 [M, V]."""
         logits_MV: Tensor = self._module.get_output_embeddings()(hidden_ME)
-        return logits_MV.float()
+        return logits_MV.float().to(self.device)
 
     def target_logps(self, hidden_ME: Tensor, targets_M: Tensor) -> Tensor:
         """Log-probability of each target, nats, float32 [M]; long inputs go in chunks.
@@ -209,7 +210,7 @@ class Decoder:
             use_cache=True,
         )
         rows_B = torch.arange(len(lengths), device=device)
-        last_BE = output.last_hidden_state[rows_B, lengths_B - 1]
+        last_BE = output.last_hidden_state.to(device)[rows_B, lengths_B - 1]
         absent_BP = ~present_BP
         bias_BP = torch.zeros(absent_BP.shape, device=device).masked_fill(absent_BP, -torch.inf)
         shared = SharedPrefix(

@@ -24,6 +24,8 @@ from rlaifv.config import EndpointConfig, ModelSpec
 from rlaifv.errors import ArtifactError, ConfigError, TransientError
 from rlaifv.images import BadImageError, decode
 from rlaifv.models.base import (
+    NO,
+    YES,
     Branches,
     Decoding,
     Floats,
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-YES, NO = ("yes", "Yes"), ("no", "No")
-"""The words that count; the reference release's."""
 GREEDY = Decoding(1)
 _LONGEST_WAIT = 60.0
 _REFUSED = (400, 413, 422)
@@ -248,10 +248,17 @@ class EndpointModel:
             "top_p": decoding.top_p,
             "seed": request.seed % 2**31,  # what every server takes
         }
+        extra: dict[str, Any] = {}  # not OpenAI's own; all others'
         if decoding.top_k and decoding.temperature:
-            arguments["extra_body"] = {"top_k": decoding.top_k}  # not OpenAI's own; all others'
+            extra["top_k"] = decoding.top_k
+        if decoding.repetition_penalty != 1:
+            extra["repetition_penalty"] = decoding.repetition_penalty
         if request.top_logprobs:
             arguments |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+            if ids := self._endpoint.label_token_ids:
+                extra["logprob_token_ids"] = list(ids)
+        if extra:
+            arguments["extra_body"] = extra
         return arguments
 
     def _checked(self, completion: Any) -> "ChatCompletion | _Failure":

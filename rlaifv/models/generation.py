@@ -13,7 +13,7 @@ from torch import Tensor
 from rlaifv.models.attention import PrivateCache, SharedPrefix
 from rlaifv.models.base import Decoding
 from rlaifv.models.decoder import Decoder, Prefill
-from rlaifv.models.sampling import draw_uniforms, pick
+from rlaifv.models.sampling import draw_uniforms, penalised, pick
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped when this share of the slots would be left."""
@@ -96,10 +96,17 @@ class _Sampling:
         tokens_RT = torch.zeros(self._num_answers + 1, steps, dtype=torch.long, device=device)
         done_R = torch.zeros(self._num_answers + 1, dtype=torch.bool, device=device)
         done_R[-1] = True
+        penalty, vocabulary = decoding.repetition_penalty, self._logits_NV.shape[1]
+        said_RV = done_R.new_zeros(len(done_R), vocabulary) if penalty != 1 else None
         sync_every = 1 if device.type == "cpu" else SYNC_EVERY
         for step in range(steps):
             slots = self._slots
-            next_N = pick(self._logits_NV, uniforms_RT[slots.answer_N, step], decoding)
+            logits_NV = self._logits_NV
+            if said_RV is not None:
+                logits_NV = penalised(logits_NV, said_RV[slots.answer_N], penalty)
+            next_N = pick(logits_NV, uniforms_RT[slots.answer_N, step], decoding)
+            if said_RV is not None:
+                said_RV[slots.answer_N, next_N] = True
             tokens_RT[slots.answer_N, step] = next_N
             done_R[slots.answer_N] |= torch.isin(next_N, self._eos)
             if step + 1 == steps:
@@ -156,6 +163,7 @@ class _BeamSearch:
         self._shared: SharedPrefix = prefill.shared
         self._decoder, self._prefill, self._eos_ids = decoder, prefill, eos_ids
         self._width, self._steps = decoding.num_beams, decoding.max_new_tokens
+        self._penalty = decoding.repetition_penalty
         # Enough candidates that W of them go on even if every beam's best is an end token.
         self._num_candidates = max(2, 1 + len(eos_ids)) * decoding.num_beams
         device, prompts = prefill.logits_BV.device, len(prefill.lengths_B)
@@ -189,6 +197,10 @@ class _BeamSearch:
         """Extends every beam by a token; which old beam each new one continues, [B, W]."""
         prompts, vocabulary = len(self._scores_BW), logits_NV.shape[1]
         logps_BWV = logits_NV.log_softmax(-1).view(prompts, self._width, vocabulary)
+        if self._penalty != 1:
+            said_BWV = torch.zeros_like(logps_BWV, dtype=torch.bool)
+            said_BWV.scatter_(2, self._tokens_BWT[:, :, :step], True)
+            logps_BWV = penalised(logps_BWV, said_BWV, self._penalty)
         totals_BX = (logps_BWV + self._scores_BW.unsqueeze(-1)).flatten(1)
         scores_BC, index_BC = totals_BX.topk(self._num_candidates)
         beam_BC, token_BC = index_BC // vocabulary, index_BC % vocabulary

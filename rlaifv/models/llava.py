@@ -18,6 +18,7 @@ from transformers import (
 
 from rlaifv.errors import ArtifactError
 from rlaifv.models.lines import compiled
+from rlaifv.models.placement import is_spread
 from rlaifv.models.prompting import Prompter
 
 
@@ -34,10 +35,11 @@ class Llava:
         layers = config.vision_feature_layer
         layers = layers if isinstance(layers, (list, tuple)) else [layers]
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            if pixels.is_cuda and len(layers) == 1 and _is_clip(tower):
+            plain = _is_clip(tower) and not is_spread(self.module)
+            if pixels.is_cuda and len(layers) == 1 and plain:
                 chosen = [layer_outputs(tower, pixels.to(tower.dtype), layers[0])]
                 return _without_class(config, chosen)
-            output = tower(pixels.to(tower.device, tower.dtype), output_hidden_states=True)
+            output = tower(pixels.to(tower.dtype), output_hidden_states=True)
             chosen = [output.hidden_states[layer] for layer in layers]
             return _without_class(config, chosen)
 
@@ -46,7 +48,7 @@ class Llava:
         embeds_BLE: Tensor = self.module.get_input_embeddings()(ids_BL)
         projected_IFE = self.module.model.multi_modal_projector(features_IFE)
         mask_BL1 = (ids_BL == self.module.config.image_token_id).unsqueeze(-1)
-        rows_BFE = projected_IFE[image_of_row_B].to(embeds_BLE.dtype)
+        rows_BFE = projected_IFE.to(embeds_BLE)[image_of_row_B]
         return embeds_BLE.masked_scatter(mask_BL1, rows_BFE)
 
     def full_logits(self, ids_L: Tensor, pixels_1: Tensor) -> Tensor:

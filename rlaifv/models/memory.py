@@ -7,25 +7,26 @@ from typing import Any, TypeVar
 
 import torch
 
-from rlaifv.models.base import VisionLanguageModel
-
 log = logging.getLogger(__name__)
 
-M = TypeVar("M", bound=VisionLanguageModel)
+M = TypeVar("M")
+CALLS = ("answer", "yes_no", "sequence_logps", "reply")
 
 
 def back_off(model: M) -> M:
     """The model, whose calls halve `batch_size` for good when the device is out of memory.
 
-    Batches start with their longest rows, so a batch that is too large shows at once. A single
-    row that does not fit raises torch.OutOfMemoryError as before.
+    Batches start with their longest rows, so a batch that is too large shows at once. A model that
+    starts with more rows than a call has so finds the largest batch by halves. A single row that
+    does not fit raises torch.OutOfMemoryError as before.
     """
-    for name in ("answer", "yes_no", "sequence_logps"):
-        setattr(model, name, _retrying(model, getattr(model, name)))
+    for name in CALLS:
+        if hasattr(model, name):
+            setattr(model, name, _retrying(model, getattr(model, name)))
     return model
 
 
-def _retrying(model: VisionLanguageModel, call: Callable[..., Any]) -> Callable[..., Any]:
+def _retrying(model: Any, call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def again(*rows: Any, **options: Any) -> Any:
         while True:
@@ -34,9 +35,14 @@ def _retrying(model: VisionLanguageModel, call: Callable[..., Any]) -> Callable[
             except torch.OutOfMemoryError:
                 if model.batch_size == 1:
                     raise
-            model.batch_size //= 2
+            model.batch_size = max(1, min(model.batch_size, _most(rows)) // 2)
             log.warning("out of memory: batch_size is %d from now on", model.batch_size)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
     return again
+
+
+def _most(arguments: tuple[Any, ...]) -> int:
+    """Rows of a call: no batch is larger."""
+    return max(2, len(arguments[0])) if arguments else 2

@@ -248,7 +248,7 @@ class OmniLMM:
         tower = self.module.model.vision_tower
         trains = any(parameter.requires_grad for parameter in tower.parameters())
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            features: Tensor = tower(pixels.to(tower.cls_token.device))
+            features: Tensor = tower(pixels)
             return features
 
     def merge(self, ids_BL: Tensor, features: Tensor, image_of_row_B: Tensor) -> Tensor:
@@ -256,7 +256,7 @@ class OmniLMM:
         embeds_BLE: Tensor = self.module.get_input_embeddings()(ids_BL)
         images_IQE = self.module.model.resampler(features)
         mask_BL1 = (ids_BL == self.module.config.im_patch_token).unsqueeze(-1)
-        return embeds_BLE.masked_scatter(mask_BL1, images_IQE[image_of_row_B].to(embeds_BLE.dtype))
+        return embeds_BLE.masked_scatter(mask_BL1, images_IQE.to(embeds_BLE)[image_of_row_B])
 
     def full_logits(self, ids_L: Tensor, pixels_1: Tensor) -> Tensor:
         """One plain row, [L, V]."""

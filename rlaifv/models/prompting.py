@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import ProcessorMixin
 
 from rlaifv.config import PromptName
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.images import BadImageError, decode
-from rlaifv.models.base import Generation
 from rlaifv.models.branches import to_device
+from rlaifv.models.words import Words
 
 _MANNERS = "The assistant gives helpful, detailed, and polite answers to the {}'s questions."
 SYSTEMS = {
@@ -40,7 +40,7 @@ MAX_THREADS = 8
 """That read images: most of the work is in C, without Python's lock."""
 
 
-class Prompter:
+class Prompter(Words):
     """Tokens and pixels of one checkpoint."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Prompter:
     ) -> None:
         """`auto`: the checkpoint's template if it has one, else `llava_v1`."""
         self._processor = processor
-        self._tokenizer: PreTrainedTokenizerBase = processor.tokenizer
+        super().__init__(processor.tokenizer, source=source)
         if prompt == "auto":
             prompt = "chat_template" if processor.chat_template else "llava_v1"
         if prompt == "chat_template" and not processor.chat_template:
@@ -56,20 +56,8 @@ class Prompter:
                 f"{source}: has no chat template; set prompt to llava_v1 or vicuna_v1"
             )
         self._system = SYSTEMS.get(prompt)
-        self._source = source
         self._threads: ThreadPoolExecutor | None = None
         self.image_id: int = self._tokenizer.convert_tokens_to_ids(processor.image_token)
-        if self._tokenizer.eos_token_id is None:
-            raise ConfigError(f"{source}: the tokenizer has no end-of-sequence token")
-
-    @property
-    def pad_id(self) -> int:
-        """Any id will do: padding is never seen."""
-        return int(self._tokenizer.eos_token_id)
-
-    @property
-    def eos_id(self) -> int:
-        return int(self._tokenizer.eos_token_id)
 
     def prompt(self, question: str, *, row: int) -> list[int]:
         """Token ids with one placeholder for the image; raises ArtifactError naming the row."""
@@ -113,37 +101,6 @@ class Prompter:
         """The placeholder repeated, once per image feature."""
         at = ids.index(self.image_id)
         return [*ids[:at], *([self.image_id] * num_tokens), *ids[at + 1 :]]
-
-    def answer(self, text: str) -> list[int]:
-        """Token ids of an answer, end of sequence included."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*ids, self.eos_id]
-
-    def generation(self, tokens: Sequence[int], eos_ids: Sequence[int]) -> Generation:
-        """See `as_generation`."""
-        return as_generation(self._tokenizer, tokens, eos_ids)
-
-    def word_ids(self, words: Sequence[str]) -> list[int]:
-        """The different ids of words that are one token each at the start of an answer.
-
-        Raises ConfigError for a word that the tokenizer splits: its first piece would also count
-        other words.
-        """
-        found: set[int] = set()
-        for word in words:
-            ids = self.answer(word)[:-1]
-            if len(ids) != 1 or ids[0] == self._tokenizer.unk_token_id:
-                raise ConfigError(
-                    f"{self._source}: cannot be used as a labeller: its tokenizer spells "
-                    f"{word!r} as {len(ids)} tokens, expected 1"
-                )
-            found.add(ids[0])
-        return sorted(found)
-
-    def piece(self, token: int) -> str:
-        """The text of one token."""
-        text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return text
 
     def read(
         self, images: Sequence[bytes], rows: Sequence[int], *, raw: bool
@@ -195,13 +152,3 @@ class Prompter:
         patches: int = (height // processor.patch_size) * (width // processor.patch_size)
         dropped = processor.vision_feature_select_strategy == "default"  # the class token
         return patches + int(processor.num_additional_image_tokens) - int(dropped)
-
-
-def as_generation(
-    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], eos_ids: Sequence[int]
-) -> Generation:
-    """Generated tokens as text, special tokens left out."""
-    text: str = tokenizer.decode(
-        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    return Generation(text, len(tokens), "stop" if tokens[-1] in eos_ids else "length")

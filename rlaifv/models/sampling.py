@@ -39,6 +39,12 @@ def filtered_probabilities(logits_NV: Tensor, decoding: Decoding) -> Tensor:
     return probabilities_NV
 
 
+def penalised(scores_NV: Tensor, said_NV: Tensor, penalty: float) -> Tensor:
+    """Scores with those of tokens that were said made worse (arXiv 1909.05858, section 4.1)."""
+    worse_NV = torch.where(scores_NV > 0, scores_NV / penalty, scores_NV * penalty)
+    return torch.where(said_NV, worse_NV, scores_NV)
+
+
 def pick(logits_NV: Tensor, uniforms_N: Tensor, decoding: Decoding) -> Tensor:
     """The next token of each row, [N]; uniforms are not looked at when decoding is greedy.
 

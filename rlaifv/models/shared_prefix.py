@@ -21,12 +21,16 @@ from transformers import PreTrainedModel
 
 from rlaifv.errors import ArtifactError
 from rlaifv.models.base import (
+    NO,
+    NOT_FINITE,
+    YES,
     Branches,
     Decoding,
     Floats,
     Generation,
     ImageQuestions,
     Prompt,
+    TokenLogp,
     YesNo,
 )
 from rlaifv.models.batches import batches
@@ -38,13 +42,9 @@ from rlaifv.models.branches import (
     question_rows,
     to_device,
 )
-from rlaifv.models.decoder import NOT_FINITE, Decoder
+from rlaifv.models.decoder import Decoder
 from rlaifv.models.generation import generate
 from rlaifv.models.prompting import Prompter
-
-YES = ("yes", "Yes")
-NO = ("no", "No")
-"""The words that count; the reference release's."""
 
 MAX_BRANCH_TOKENS = 4096
 """Most question tokens in a row: a mask in full grows with the square of the row."""
@@ -92,13 +92,6 @@ class _Asked(NamedTuple):
 
     number: int
     ids: list[int]
-
-
-class TokenLogp(NamedTuple):
-    """A token's text and its log-probability in nats."""
-
-    text: str
-    logp: float
 
 
 class _QuestionRow(NamedTuple):
@@ -206,16 +199,23 @@ class SharedPrefixModel:
         return [results[row] for row in range(len(rows))]
 
     @torch.inference_mode()
-    def first_tokens(self, image: bytes, question: str, *, count: int) -> list[TokenLogp]:
-        """The likeliest first tokens of an answer, best first; for servers."""
+    def first_tokens(
+        self, image: bytes, question: str, *, count: int, ids: Sequence[int] = ()
+    ) -> list[TokenLogp]:
+        """The likeliest first tokens of an answer, best first; or these, behind the likeliest."""
         batch = self._encode([Branches(image, question, ("",))], [0], None)
         features = self._side.features(batch.pixels)
         embeds_BLE = self._side.merge(batch.packed.ids_BL, features, batch.image_of_row_B)
         hidden_ME = self._decoder.run(embeds_BLE, batch.packed, batch.sources_M)
         logps_V = self._decoder.logits(hidden_ME)[0].log_softmax(-1)
-        best = logps_V.topk(min(count, len(logps_V)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [TokenLogp(self._prompter.piece(token), logp) for token, logp in pairs]
+        best = logps_V.topk(min(count, len(logps_V))).indices.tolist()
+        chosen = dict.fromkeys([best[0], *ids] if ids else best)
+        return [TokenLogp(self._prompter.piece(token), float(logps_V[token])) for token in chosen]
+
+    def count_prompt(self, image: bytes, question: str) -> int:
+        """Tokens of a prompt, those of the image included; for servers."""
+        ((prefix,),) = [self._prefixes([question], [0], self._images([image], [0]))]
+        return len(prefix)
 
     # --- differentiable --------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from rlaifv.models.batches import batches
 from rlaifv.models.checkpoint import end_tokens
 from rlaifv.models.decoder import Decoder
 from rlaifv.models.generation import generate
-from rlaifv.models.prompting import as_generation
+from rlaifv.models.words import as_generation
 
 
 def _rows_of(embeds_BPE: Tensor, rows: range) -> Tensor:
@@ -39,7 +39,7 @@ class ChatModel:
             raise ConfigError(f"{source}: the tokenizer has no chat template")
         self._tokenizer = tokenizer
         self._decoder = Decoder(module)
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._eos_ids = end_tokens(module, tokenizer)
 
     @torch.inference_mode()
@@ -48,7 +48,7 @@ class ChatModel:
     ) -> list[Generation]:
         """One reply per prompt, in order; raises ArtifactError for one beyond the context."""
         replies: dict[int, Generation] = {}
-        for rows in batches([len(prompt) for prompt in prompts], size=self._batch_size):
+        for rows in batches([len(prompt) for prompt in prompts], size=self.batch_size):
             ids = [self._encode(prompts[row], row, decoding) for row in rows]
             ids_BP = pad_sequence([torch.tensor(tokens) for tokens in ids], batch_first=True)
             embeds = self._decoder.embed(ids_BP.to(self._decoder.device))
@@ -64,6 +64,10 @@ class ChatModel:
             for row, (tokens,) in zip(rows, answers, strict=True):
                 replies[row] = as_generation(self._tokenizer, tokens, self._eos_ids)
         return [replies[row] for row in range(len(prompts))]
+
+    def count_prompt(self, prompt: str) -> int:
+        """Tokens of a prompt."""
+        return len(self._encode(prompt, 0, Decoding(0)))
 
     def _encode(self, prompt: str, row: int, decoding: Decoding) -> list[int]:
         text = self._tokenizer.apply_chat_template(

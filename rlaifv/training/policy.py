@@ -51,7 +51,7 @@ class Policy(nn.Module):
 
     def __init__(self, spec: ModelSpec, config: TrainConfig, *, base: str) -> None:
         super().__init__()
-        self._engine = load_trainable(spec)
+        self._engine = load_trainable(spec, spread=False)
         self._source, self._max_length = find_checkpoint(spec).folder, config.max_length
         self.module = self._engine.module
         self._features = _FeatureCache(self._engine.vision_features, max_bytes=FEATURE_CACHE_BYTES)

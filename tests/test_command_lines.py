@@ -118,3 +118,15 @@ def test_help_of_a_stage_read_from_its_file_is_what_the_stage_prints() -> None:
     text = io.StringIO()
     parser_of_file(ROOT / "jobs/pair.py").print_help(text)
     assert "reads: instructions, answers, claims, verdicts" in text.getvalue()
+
+
+def test_every_command_that_reads_has_json() -> None:
+    writes = "run evaluate train render cancel retry report export fork import completion".split()
+    by_name = {parser.prog.split(" ", 2)[2]: parser for parser in parsers()}
+    reading = {name: parser for name, parser in by_name.items() if name.startswith("controller ")}
+    for name, parser in reading.items():
+        words = name.split()
+        if words[1] not in (*writes, "logs"):  # logs print what a stage said, as it said it
+            assert "--json" in parser._option_string_actions, name
+    for name in ("rlaifv.benchmarks check", "rlaifv.models.check"):
+        assert "--json" in by_name[name]._option_string_actions

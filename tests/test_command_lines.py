@@ -121,7 +121,19 @@ def test_help_of_a_stage_read_from_its_file_is_what_the_stage_prints() -> None:
 
 
 def test_every_command_that_reads_has_json() -> None:
-    writes = "run evaluate train render cancel retry report export fork import completion".split()
+    writes = [
+        "run",
+        "evaluate",
+        "train",
+        "render",
+        "cancel",
+        "retry",
+        "report",
+        "export",
+        "fork",
+        "import",
+        "completion",
+    ]
     by_name = {parser.prog.split(" ", 2)[2]: parser for parser in parsers()}
     reading = {name: parser for name, parser in by_name.items() if name.startswith("controller ")}
     for name, parser in reading.items():

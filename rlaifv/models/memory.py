@@ -5,8 +5,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
-
 log = logging.getLogger(__name__)
 
 M = TypeVar("M")
@@ -27,6 +25,8 @@ def back_off(model: M) -> M:
 
 
 def _retrying(model: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    import torch  # here, so that `--help` of programs in this package is instant
+
     @functools.wraps(call)
     def again(*rows: Any, **options: Any) -> Any:
         while True:

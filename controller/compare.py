@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from controller.places import RunPlace
 from controller.report.gather import Asked
 from controller.summary import Entry, read_choices, summarise
-from rlaifv.benchmarks import Benchmark
+from rlaifv.benchmarks.base import Benchmark
 from rlaifv.benchmarks.captions import CaptionGrade
 from rlaifv.benchmarks.labelled import ClaimsGrade
 from rlaifv.benchmarks.of_run import run_benchmarks

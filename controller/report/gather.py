@@ -9,7 +9,7 @@ from controller.report.examples import Example, examples_each, join, pick_pairs
 from controller.report.facts import Facts, part_keys, read_facts
 from controller.report.questions import find_questions
 from controller.summary import Entry, read_choices, summarise
-from rlaifv.benchmarks import Question
+from rlaifv.benchmarks.base import Question
 from rlaifv.config import RunConfig
 from rlaifv.pipeline import ARTIFACTS, STAGES, Shard, manifest_key, num_shards, part_key
 from rlaifv.records import Choice, Grade, Response

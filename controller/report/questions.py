@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from rlaifv.benchmarks import Question, load_benchmark
+from rlaifv.benchmarks import load_benchmark
+from rlaifv.benchmarks.base import Question
 from rlaifv.config import BenchmarkSpec
 from rlaifv.errors import RlaifvError
 

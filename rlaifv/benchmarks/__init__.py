@@ -3,13 +3,14 @@
 `load_benchmark` is the way in; `python -m rlaifv.benchmarks` scores files made elsewhere.
 """
 
-from rlaifv.benchmarks.base import Benchmark, Metrics, Question
-from rlaifv.config import BenchmarkSpec
+from typing import TYPE_CHECKING
 
-__all__ = ["Benchmark", "Metrics", "Question", "load_benchmark"]
+if TYPE_CHECKING:  # imported with the kind: `--help` of programs in this package is instant
+    from rlaifv.benchmarks.base import Benchmark
+    from rlaifv.config import BenchmarkSpec
 
 
-def load_benchmark(spec: BenchmarkSpec) -> Benchmark:
+def load_benchmark(spec: "BenchmarkSpec") -> "Benchmark":
     """The benchmark that `spec` describes; its files are read when first needed.
 
     The only place with an `if` on the kind. Raises ConfigError for a setting that the kind needs

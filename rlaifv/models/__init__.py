@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlaifv.models.one_by_one import OneByOne
 
 
-def load_model(spec: ModelSpec) -> VisionLanguageModel:
+def load_model(spec: "ModelSpec") -> "VisionLanguageModel":
     """The policy or labeller that `spec` names, on the GPU if there is one.
 
     Raises ConfigError for a path, family or format that cannot be used, and ArtifactError for a
@@ -32,7 +32,7 @@ def load_model(spec: ModelSpec) -> VisionLanguageModel:
     return back_off(load_local(_sized(spec)))
 
 
-def load_local(spec: ModelSpec) -> "TrainableModel | OneByOne":
+def load_local(spec: "ModelSpec") -> "TrainableModel | OneByOne":
     """The same, never an endpoint: trainable where the family is."""
     if spec.family == "minicpmv" and not spec.endpoint:
         from rlaifv.models.remote import load_remote
@@ -43,7 +43,7 @@ def load_local(spec: ModelSpec) -> "TrainableModel | OneByOne":
     return loading.load_local(spec)
 
 
-def load_trainable(spec: ModelSpec, *, spread: bool = False) -> "TrainableModel":
+def load_trainable(spec: "ModelSpec", *, spread: bool = False) -> "TrainableModel":
     """The same, for training; raises ConfigError where gradients are out of reach.
 
     `spread`: over all visible GPUs if one is too small. Not for processes with a GPU each.
@@ -53,7 +53,7 @@ def load_trainable(spec: ModelSpec, *, spread: bool = False) -> "TrainableModel"
     return loading.load_trainable(spec, spread=spread)
 
 
-def load_text_model(spec: ModelSpec) -> TextModel:
+def load_text_model(spec: "ModelSpec") -> "TextModel":
     """A chat model without images; errors as for `load_model`."""
     if spec.endpoint:
         from rlaifv.models.endpoint import EndpointModel
@@ -64,11 +64,11 @@ def load_text_model(spec: ModelSpec) -> TextModel:
     return back_off(loading.load_text_model(_sized(spec)))
 
 
-def load_scorer(spec: ModelSpec) -> "TrainableModel":
+def load_scorer(spec: "ModelSpec") -> "TrainableModel":
     """A policy that scores given answers; as `load_trainable`, with batches that fit."""
     return back_off(load_trainable(_sized(spec), spread=True))
 
 
-def _sized(spec: ModelSpec) -> ModelSpec:
+def _sized(spec: "ModelSpec") -> "ModelSpec":
     """With a batch size to begin with: for 0, more rows than any call has."""
     return spec if spec.batch_size else spec.model_copy(update={"batch_size": MOST_ROWS})

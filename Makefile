@@ -70,7 +70,7 @@ test-chaos: install  ## the same with pods and controllers killed, evictions, qu
 proof-demo: install  ## three seeds and shuffled verdicts: hallucination falls, and does not (15 minutes)
 	$(BIN)/python -m tests.proofs.demo
 
-proof-kills: install  ## 50 random SIGKILLs end with the rows of an undisturbed run (10 minutes)
+proof-kills: install  ## 50 random SIGKILLs end with the rows of an undisturbed run (20 minutes)
 	$(BIN)/python -m tests.proofs.kills
 
 images:  ## core, eval and gpu, with docker, podman or buildah; flags: make images FLAGS="--tag dev"

@@ -42,7 +42,9 @@ def import_model(root: str, source: str, *, name: str | None = None) -> str:
     if not any(one.endswith(".safetensors") for one in names):
         raise ConfigError(f"{folder}: no *.safetensors; pickled weights are not imported")
     uri = _commit(root, f"{MODELS}/{_checked(name)}", folder, files)
-    return f"{uri}\nname it with --set policy.path={uri}, verify.labeller.path=, claim.model.path="
+    return (
+        f"{uri}\nname it with --set policy.path={uri} (or verify.labeller.path, claim.model.path)"
+    )
 
 
 def import_benchmark(root: str, source: str, *, name: str) -> str:

@@ -78,7 +78,10 @@ def run_config(
         clear_stop(place.store)
         if before is not None:
             before(place.store, config)
-        return drive_run(order, config, place=place, executor=platform.executor, guard=guard)
+        code = drive_run(order, config, place=place, executor=platform.executor, guard=guard)
+        if code == 0:  # every stage is done: what is left of others was killed
+            place.store.sweep()
+        return code
 
 
 def settle_config(run: Store, config: RunConfig, *, grow: bool) -> RunConfig:

@@ -103,9 +103,15 @@ def labels_grades(config: RunConfig) -> bool:
 
 
 def stage_of(config: RunConfig, name: str) -> Stage:
-    """The stage as this run needs it: `grade` on a GPU where it asks the labeller."""
-    labels = name == "grade" and labels_grades(config)
-    return STAGES[name]._replace(runs_on="gpu") if labels else STAGES[name]
+    """The stage as this run needs it: a GPU where a model runs here, none for rules and servers."""
+    stage = STAGES[name]
+    if stage.runs_on != "gpu" and not (name == "grade" and labels_grades(config)):
+        return stage
+    labeller = config.verify.labeller
+    models = {"claim": config.claim.model, "verify": labeller, "grade": labeller}
+    spec = models.get(name, config.policy)
+    elsewhere = spec.endpoint is not None or spec.family == "rules"
+    return stage._replace(runs_on="cpu" if elsewhere else "gpu")
 
 
 def num_checkpoints(config: RunConfig) -> int:

@@ -100,7 +100,10 @@ def make_config(
         ),
         respond=RespondConfig(benchmarks=tuple(benchmarks), num_beams=1, max_new_tokens=8),
         shards=ShardsConfig(
-            instructions=num_shards, reflogp=num_shards, respond=1, group_size=group_size
+            instructions=num_shards,
+            reflogp=num_shards,
+            respond=num_shards,
+            group_size=group_size,
         ),
     )
 

@@ -13,9 +13,13 @@ from controller.gc import Collection
 from controller.places import run_place
 from controller.run import settle_config
 from rlaifv.config import RunConfig
-from rlaifv.pipeline import CONFIG, Shard, part_key
+from rlaifv.pipeline import CONFIG, Shard, choice_key, part_key
+from rlaifv.records import Choice
 from tests.commands_support import command, finished_run, go_on, keeping_config
+from tests.fake_world import tiny_config
+from tests.faultproxy import FaultProxy
 from tests.s3servers import BUCKET, plain_client, running, use
+from tests.test_report import Page
 
 
 @pytest.mark.slow
@@ -68,3 +72,41 @@ def test_the_commands_work_on_a_bucket(
             "iteration-1/checkpoints/step-000002",
         }
         assert command("verify", "tiny", root=root) == 0
+
+
+@pytest.mark.slow
+def test_a_finished_run_on_a_bucket_keeps_the_chosen_trees_and_a_private_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    root, config = f"s3://{BUCKET}/runs", tiny_config()
+    assert not config.train.keep_unselected
+    with running("versitygw", tmp_path / "server") as server, FaultProxy(server.endpoint) as proxy:
+        use(proxy.endpoint, monkeypatch, tmp_path)
+        place = run_place(root, config.name)
+        settle_config(place.store, config, grow=True)
+        assert go_on(place, config) == 0
+        choices = [place.store.read_json(choice_key(n), Choice) for n in range(config.iterations)]
+        keys = {item.key for item in place.store.objects("")}
+        trees = {key.removesuffix("/_COMPLETE") for key in keys if key.endswith("/_COMPLETE")}
+        assert trees == {choice.tree for choice in choices}
+        assert not [key for key in keys if "/train_state/" in key]
+        capsys.readouterr()
+        assert command("report", "tiny", root=root) == 0
+        assert f"{root}/tiny/report/index.html" in capsys.readouterr().out
+        page = Page(place.store.read_bytes("report/index.html").decode())
+        assert page.links
+        assert all(link.startswith(("data:image/", "#")) for link in page.links)
+        assert not {"script", "link", "iframe"} & set(page.tags)
+        granted = ("x-amz-acl", "x-amz-grant-read", "x-amz-grant-full-control")
+        assert not [one for one in proxy.requests if set(granted) & set(one.headers)]
+        assert command("status", "tiny", root=root) == 0
+        assert command("lineage", "checkpoints", "tiny", root=root) == 0
+        assert command("show", "pairs", "tiny", "--limit", "1", root=root) == 0
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model/config.json").write_text("{}")
+        (tmp_path / "model/model.safetensors").write_bytes(b"weights")
+        assert command("import", "model", str(tmp_path / "model"), root=root) == 0
+        capsys.readouterr()
+        assert command("ls", root=root) == 0
+        assert capsys.readouterr().out.split() == ["tiny", "models/model"]

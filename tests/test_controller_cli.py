@@ -19,7 +19,7 @@ from controller.loop import Progress
 from controller.places import RunPlace, run_place
 from controller.plan import ShardId, ShardState, observe
 from controller.progress import ERASE, Console
-from controller.run import Order, drive_run, settle_config
+from controller.run import Order, drive_run, run_config, settle_config
 from controller.status import RunStatus, read_status
 from rlaifv.config import RunConfig
 from rlaifv.errors import ConfigError, TransientError
@@ -54,6 +54,21 @@ def finish(
     """Drives a run to its end with the stand-ins."""
     executor = FakeExecutor(place.store, config, rng=random.Random(1), exit_code=exit_code)
     return drive_run(ORDER, config, place=place, executor=executor)
+
+
+def test_what_killed_stages_left_is_gone_when_a_run_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = ORDER._replace(root=str(tmp_path))
+
+    def drive(*_: object, place: RunPlace, **__: object) -> int:
+        (place.folder / "iteration-0/answers/.tmp-killed").mkdir(parents=True, exist_ok=True)
+        return code
+
+    monkeypatch.setattr("controller.run.drive_run", drive)
+    for code, left in [(75, 1), (0, 0)]:
+        assert run_config(order, CONFIG_2) == code
+        assert len(list(tmp_path.rglob(".tmp-*"))) == left
 
 
 def status_of(place: RunPlace) -> RunStatus:

@@ -12,10 +12,12 @@ from controller.executors.choose import ExecutorSettings, open_platform
 from controller.executors.launchers import Ended, ForkServer
 from controller.executors.local import LocalExecutor, LocalSettings
 from controller.places import run_place
-from controller.plan import JobSpec, ShardId
+from controller.plan import JobSpec, Planner, ShardId, every_job
+from rlaifv.config import EndpointConfig, ModelSpec
 from rlaifv.errors import ConfigError
-from rlaifv.pipeline import STAGES
+from rlaifv.pipeline import STAGES, stage_of
 from rlaifv.recipes import demo
+from tests.fake_world import tiny_config
 
 
 def spec(folder: Path, *actions: str, stage: str = "sample", shards: int = 1) -> JobSpec:
@@ -85,6 +87,23 @@ def test_a_stage_has_a_gpu_to_itself_and_others_do_not_wait_for_one(tmp_path: Pa
     wait_until(executor, lambda: all("threads 1 gpu" in executor.logs(one) for one in logs))
     assert "threads 1 gpu 0" in executor.logs(logs[0])
     assert "threads 1 gpu GPU-7" in executor.logs(logs[1])
+    executor.cancel()
+
+
+def test_only_what_runs_a_model_here_waits_for_a_gpu(tmp_path: Path) -> None:
+    config = tiny_config()
+    remote = ModelSpec(path="some/model", endpoint=EndpointConfig(url="https://host/v1"))
+    verify = config.verify.model_copy(update={"labeller": remote})
+    config = config.model_copy(update={"verify": verify})
+    needs = {job.stage.name: job.stage.runs_on for job in every_job(Planner(config, "file:///x"))}
+    assert [needs[name] for name in ("sample", "claim", "verify")] == ["gpu", "cpu", "cpu"]
+    executor = LocalExecutor(LocalSettings(tmp_path, workers=9, isolated=True), gpus=("0",))
+    for name in ("sample", "claim", "verify"):
+        job = spec(tmp_path, "sleep", stage=name, shards=2)
+        executor.submit(job._replace(stage=stage_of(config, name)))
+    executor.wait(0.0)
+    running = [one.stage for one, state in executor.states().items() if state.phase == "running"]
+    assert sorted(running) == ["claim", "claim", "sample", "verify", "verify"]
     executor.cancel()
 
 

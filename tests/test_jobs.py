@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+import rlaifv.models
 from rlaifv.config import BenchmarkSpec, LoraConfig, ModelSpec, RunConfig
 from rlaifv.errors import ArtifactError
+from rlaifv.models.base import VisionLanguageModel
 from rlaifv.pipeline import (
     STAGES,
     Shard,
@@ -47,6 +49,7 @@ from tests.jobs_support import (
     run_stages,
     spawn_stages,
 )
+from tests.test_models_memory import limited
 from tests.tiny import make_tiny_chat, make_tiny_llava
 
 pytestmark = pytest.mark.slow
@@ -59,6 +62,9 @@ ROWS = (
     ("verify", Verdict),
     ("pair", PreferencePair),
     ("reflogp", ReferenceLogps),
+    ("train", Checkpoint),
+    ("respond", Response),
+    ("grade", Grade),
 )
 
 
@@ -90,16 +96,18 @@ def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_one_three_and_eight_shards_give_the_same_rows(
     world: World, finished: Store, tmp_path: Path
 ) -> None:
-    stages = [stage for stage, _ in ROWS]
     expected = {stage: all_rows(finished, world.config(), stage, record) for stage, record in ROWS}
     assert all(expected.values())
     assert len(expected["prepare"]) == 18  # two are set aside, in different groups
     for count in (3, 8):
         config = world.config(num_shards=count)
         run = make_run(tmp_path / str(count), config)
-        run_stages(run, config, stages)
+        run_stages(run, config, LOOP)
         for stage, record in ROWS:
             assert all_rows(run, config, stage, record) == expected[stage], (count, stage)
+        for row in all_rows(run, config, "train", Checkpoint):
+            assert run.tree_digest(row.tree) == finished.tree_digest(row.tree)
+        assert run.read_bytes(choice_key(0)) == finished.read_bytes(choice_key(0))
 
 
 def test_pairs_are_in_the_same_order_for_every_number_of_shards(
@@ -118,10 +126,9 @@ def test_a_process_of_its_own_gives_the_same_rows_whatever_its_hash_seed(
 ) -> None:
     config = world.config()
     run = make_run(tmp_path / "run", config)
-    stages = ("prepare", "sample", "claim", "verify", "pair", "reflogp")
-    spawn_stages(run, stages, env=environment(PYTHONHASHSEED=hash_seed))
-    artifacts = {stage: ARTIFACT_OF[stage] for stage in stages}
-    assert digests(run, config, artifacts) == digests(finished, config, artifacts)
+    spawn_stages(run, LOOP, env=environment(PYTHONHASHSEED=hash_seed))
+    assert digests(run, config, ARTIFACT_OF) == digests(finished, config, ARTIFACT_OF)
+    assert run.read_bytes(choice_key(0)) == finished.read_bytes(choice_key(0))
 
 
 def test_the_loop_goes_on_with_the_chosen_policy(world: World, finished: Store) -> None:
@@ -158,6 +165,28 @@ def test_the_provenance_names_models_and_inputs(finished: Store) -> None:
     assert "batch 3 weights " in origin.notes["policy"]
     assert "labeller" in finished.provenance(part_key(0, "verdicts", ONE)).notes
     assert finished.provenance(part_key(0, "claims", ONE)).notes["engine"] == "rules"
+
+
+def test_the_provenance_says_which_batch_fitted_into_memory(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world.config(num_shards=2)
+    run = make_run(tmp_path / "run", config)
+    run_stages(run, config, ("prepare",))
+    load = rlaifv.models.load_local
+    with monkeypatch.context() as patched:
+
+        def tight(spec: ModelSpec) -> VisionLanguageModel:
+            model = load(spec)
+            limited(model, patched, rows=1)
+            return model
+
+        patched.setattr(rlaifv.models, "load_local", tight)
+        assert run_job(run, "sample", shard="0/2") == 0
+    assert run_job(run, "sample", shard="1/2") == 0
+    keys = [part_key(0, "answers", Shard(index, 2)) for index in range(2)]
+    assert [run.provenance(key).notes["batch size"] for key in keys] == ["1", "3"]
+    run_stages(run, config, ("claim", "verify", "pair"))  # parts of one model for all that
 
 
 def test_shuffled_verdicts_are_the_same_numbers_dealt_otherwise(
@@ -249,7 +278,7 @@ def test_a_checkpoint_that_is_not_there_yet_is_named(
 ) -> None:
     config = world.config()
     run = make_run(tmp_path / "run", config)
-    run_stages(run, config, (*TO_VERIFY, "pair"))
+    run_stages(run, config, (*TO_VERIFY, "pair", "reflogp"))
     assert run_job(run, "respond", shard="1/3") == ArtifactError.exit_code
     assert "iteration-0/checkpoints/step-00000" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The store on S3 servers: killed writers, killed servers, long listings, other people's tools."""
+"""The store on S3 servers: races, killed writers, killed servers, long listings, the cache."""
 
 import os
 import shutil
@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow.fs
-import pyarrow.parquet as pq
 import pytest
 
+from controller.gc import Collection
 from controller.status import RunStatus
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.pipeline import CONFIG, Shard, part_key
@@ -26,18 +25,7 @@ from rlaifv.store._s3 import S3Backend
 from tests.commands_support import command
 from tests.fake_world import tiny_config
 from tests.faultproxy import Fault, FaultProxy
-from tests.s3servers import (
-    ACCESS_KEY,
-    BUCKET,
-    SECRET_KEY,
-    Server,
-    aws_program,
-    duckdb_python,
-    free_port,
-    plain_client,
-    running,
-    use,
-)
+from tests.s3servers import BUCKET, Server, plain_client, running, use
 from tests.test_store_s3_contract import KEY, TREE, answers, make_tree, write
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +82,11 @@ with open_store(sys.argv[1]).new_tree(sys.argv[2]) as folder:
 
 @pytest.mark.slow
 def test_a_killed_upload_is_invisible_and_resumed_and_its_debris_can_be_removed(
-    store: Store, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    store: Store,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     files = {"config.json": b"{}", "model.safetensors": os.urandom(90_000_000)}
     (tmp_path / "files").mkdir()
@@ -113,24 +105,39 @@ def test_a_killed_upload_is_invisible_and_resumed_and_its_debris_can_be_removed(
     assert not store.tree_exists(TREE)
     with pytest.raises(ArtifactError, match="no complete tree"):
         store.tree_path(TREE)
-    left = debris(store, "", older_than_seconds=0)
-    assert [(item.kind, item.key) for item in left] == [
+    store.write_json_once(CONFIG, tiny_config())
+    found = waste(store, capsys, "--older-than", "0")
+    assert [(item.kind, item.key) for item in found.items] == [
         ("upload", f"{TREE}/model.safetensors"),
         ("tree", TREE),
     ]
-    assert debris(store, "", older_than_seconds=3600) == []
-
+    (left,) = (item for item in debris(store, "", older_than_seconds=0) if item.kind == "tree")
+    found = waste(store, capsys, "--older-than", "24")
+    assert found.items == []  # a writer may still be at work on it
     with FaultProxy(server.endpoint) as proxy:  # the retry
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         make_tree(open_store(str(store)), TREE, files)
         assert proxy.count("PUT", "config.json") == 0  # it was there already
     folder = store.tree_path(TREE)
     assert {name: (folder / name).read_bytes() for name in files} == files
-    (upload,) = debris(store, "", older_than_seconds=0)
-    remove_debris(store, upload)
-    remove_debris(store, left[1])  # listed as unfinished; complete by now
-    assert debris(store, "", older_than_seconds=0) == []
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    remove_debris(store, left)  # listed as unfinished; complete by now
     assert store.tree_exists(TREE)
+    found = waste(store, capsys, "--older-than", "0", "--delete")
+    assert [item.kind for item in found.items] == ["upload"]
+    assert waste(store, capsys, "--older-than", "0").items == []
+    page = plain_client(server.endpoint).list_multipart_uploads(
+        Bucket=BUCKET, Prefix=f"{tmp_path.name}/"
+    )
+    assert "Uploads" not in page
+    assert store.tree_exists(TREE)
+
+
+def waste(store: Store, capsys: pytest.CaptureFixture[str], *flags: str) -> Collection:
+    """What the command `gc` says."""
+    root, _, name = str(store).rpartition("/")
+    assert command("gc", name, "--json", *flags, root=root) == 0
+    return Collection.model_validate_json(capsys.readouterr().out)
 
 
 def _wait(condition: object) -> None:
@@ -185,7 +192,7 @@ def test_a_server_that_is_killed_and_restarted_loses_nothing(
 
 
 @pytest.mark.slow
-def test_status_of_ten_thousand_parts_takes_eleven_listings_and_two_seconds_of_work(
+def test_status_of_ten_thousand_parts_takes_eleven_listings_and_two_seconds(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(iterations=1)
@@ -198,17 +205,25 @@ def test_status_of_ten_thousand_parts_takes_eleven_listings_and_two_seconds_of_w
         folder.mkdir(parents=True)
         for index in range(10_000):
             (folder / f"{index:05d}-of-10000.parquet").touch()
-        proxy.requests.clear()
-        started, busy = time.monotonic(), time.process_time()
-        assert command("status", "run", "--json", root=f"s3://{BUCKET}") == 4
-        seconds, busy = time.monotonic() - started, time.process_time() - busy
-        listings = proxy.count("GET", "list-type=2")
-        stages = {one.stage: one for one in RunStatus.model_validate_json(out(capsys)).stages}
-        assert (stages["prepare"].done, stages["prepare"].shards) == (10_000, 10_000)
-        assert listings <= 11
-        assert len(proxy.requests) <= listings + 3  # the configuration
-        assert busy < 2.0  # of the processor: what else runs on the machine does not count
-        print(f"status of 10,000 parts: {seconds:.2f} s, {busy:.2f} s busy, {listings} LIST calls")
+        took = []
+        for _ in range(3):
+            proxy.requests.clear()
+            started, busy = time.monotonic(), time.process_time()
+            assert command("status", "run", "--json", root=f"s3://{BUCKET}") == 4
+            took.append((time.monotonic() - started, time.process_time() - busy))
+            listings = proxy.count("GET", "list-type=2")
+            stages = {one.stage: one for one in RunStatus.model_validate_json(out(capsys)).stages}
+            assert (stages["prepare"].done, stages["prepare"].shards) == (10_000, 10_000)
+            assert listings <= 11
+            assert len(proxy.requests) <= listings + 3  # the configuration
+        seconds, busy = min(took)
+        others = os.getloadavg()[0] / len(os.sched_getaffinity(0))
+        print(
+            f"status of 10,000 parts: {seconds:.2f} s, {busy:.2f} s busy, {listings} LIST calls; "
+            f"{others:.1f} programs per core"
+        )
+        assert busy < 2.0
+        assert seconds < 2.0 * max(1.0, others)
 
 
 def out(capsys: pytest.CaptureFixture[str]) -> str:
@@ -301,163 +316,6 @@ def test_a_failed_download_leaves_no_entry(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="damaged"):
         cache.entry("digest", 400, fill=fail)
     assert (cache.entry("digest", 400, fill=fill) / "data").stat().st_size == 400
-
-
-# --- other people's tools -----------------------------------------------------------------
-
-
-def arrow_filesystem(server: Server) -> pyarrow.fs.S3FileSystem:
-    return pyarrow.fs.S3FileSystem(
-        access_key=ACCESS_KEY,
-        secret_key=SECRET_KEY,
-        endpoint_override=server.endpoint.removeprefix("http://"),
-        scheme="http",
-        region="us-east-1",
-    )
-
-
-def test_a_person_can_browse_the_bucket(store: Store, server: Server) -> None:
-    write(store, KEY, answers(3))
-    make_tree(store, TREE, {"config.json": b"{}"})
-    client, run = plain_client(server.endpoint), str(store).rsplit("/", 1)[1]
-    page = client.list_objects_v2(Bucket=BUCKET, Prefix=f"{run}/iteration-0/", Delimiter="/")
-    folders = [item["Prefix"] for item in page["CommonPrefixes"]]
-    assert folders == [f"{run}/iteration-0/answers/", f"{run}/iteration-0/checkpoints/"]
-    page = client.list_objects_v2(Bucket=BUCKET, Prefix=f"{run}/{TREE}/", Delimiter="/")
-    names = [item["Key"].rsplit("/", 1)[1] for item in page["Contents"]]
-    assert names == ["_COMPLETE", "config.json"]
-
-
-@pytest.mark.slow
-def test_the_aws_command_line_browses_and_copies(
-    store: Store, server: Server, tmp_path: Path
-) -> None:
-    write(store, KEY, answers(3))
-    make_tree(store, TREE, {"config.json": b"{}"})
-
-    def aws(*words: str) -> str:
-        done = subprocess.run(
-            [aws_program(), "s3", *words], capture_output=True, text=True, env=os.environ
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert aws("ls", f"{store}/iteration-0/").split() == ["PRE", "answers/", "PRE", "checkpoints/"]
-    assert aws("ls", f"{store}/{KEY}").split()[2:] == [str(store.backend.size(KEY)), Path(KEY).name]
-    aws("sync", f"{store}/{TREE}", str(tmp_path / "checkpoint"))
-    assert (tmp_path / "checkpoint/config.json").read_bytes() == b"{}"
-
-
-ASK = """
-import os, sys
-from pathlib import Path
-import duckdb, duckdb_ext
-(extension,) = Path(duckdb_ext.__path__[0]).rglob("httpfs.duckdb_extension")
-connection = duckdb.connect()
-connection.load_extension(str(extension))
-connection.execute(
-    f"create secret (type s3, key_id '{os.environ['AWS_ACCESS_KEY_ID']}', "
-    f"secret '{os.environ['AWS_SECRET_ACCESS_KEY']}', region 'us-east-1', url_style 'path', "
-    f"endpoint '{os.environ['AWS_ENDPOINT_URL'].removeprefix('http://')}', use_ssl false)"
-)
-print(connection.sql(sys.argv[1]).fetchall())
-"""
-
-
-@pytest.mark.slow
-def test_duckdb_reads_all_parts_of_an_artifact(store: Store, server: Server) -> None:
-    for shard in range(2):
-        write(store, part_key(0, "answers", Shard(shard, 2)), answers(3))
-    query = f"select count(*), sum(num_tokens) from '{store}/iteration-0/answers/*.parquet'"  # noqa: S608
-    done = subprocess.run([duckdb_python(), "-c", ASK, query], capture_output=True, text=True)
-    assert done.stdout == "[(6, 54)]\n", done.stderr
-
-
-def test_arrow_and_pandas_read_a_part_directly(store: Store, server: Server) -> None:
-    write(store, KEY, answers(3))
-    path = f"{str(store).removeprefix('s3://')}/{KEY}"
-    table = pq.read_table(path, filesystem=arrow_filesystem(server))
-    assert table.to_pandas()["text"].tolist() == [row.text for row in answers(3)]
-
-
-def _as_s3(arrow: object, server: Server) -> object:
-    """An fsspec file system, as `datasets` wants it, over Arrow's S3 client."""
-    wrapper = arrow.ArrowFSWrapper  # type: ignore[attr-defined]
-
-    class ArrowS3(wrapper):  # type: ignore[misc, valid-type]
-        protocol = "s3fs"
-
-        def __init__(self, **options: object) -> None:
-            super().__init__(fs=arrow_filesystem(server), **options)
-
-        @classmethod
-        def _strip_protocol(cls, path: str) -> str:
-            return path.removeprefix("s3fs://").rstrip("/")
-
-    return ArrowS3()
-
-
-@pytest.mark.slow
-def test_datasets_reads_a_part_directly(
-    store: Store, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    datasets = pytest.importorskip("datasets")
-    fsspec = pytest.importorskip("fsspec")
-    arrow = pytest.importorskip("fsspec.implementations.arrow")
-    write(store, KEY, answers(3))
-    fsspec.register_implementation("s3fs", type(_as_s3(arrow, server)), clobber=True)
-    path = f"s3fs://{str(store).removeprefix('s3://')}/{KEY}"
-    found = datasets.load_dataset(
-        "parquet", data_files=path, split="train", streaming=True, cache_dir=str(tmp_path)
-    )
-    assert [row["text"] for row in found] == [row.text for row in answers(3)]
-
-
-# --- secrets ------------------------------------------------------------------------------
-
-FAIL_AND_SUCCEED = """
-import logging, sys
-from rlaifv.errors import RlaifvError
-from rlaifv.store import open_store, probe
-logging.basicConfig(level=logging.DEBUG)
-good, down = sys.argv[1:]
-store = open_store(good)
-store.write_bytes("x", b"1")
-store.read_bytes("x")
-print(probe(store))
-for uri in ("s3://missing-bucket/x",):
-    try:
-        open_store(uri).read_bytes("x")
-    except RlaifvError as error:
-        logging.error("%s", error)
-import os
-os.environ["AWS_ENDPOINT_URL"] = down
-os.environ["AWS_MAX_ATTEMPTS"] = "2"
-try:
-    open_store(good).read_bytes("x")
-except RlaifvError as error:
-    logging.exception("%s", error)
-"""
-
-
-@pytest.mark.slow
-def test_no_secret_is_logged_or_stored_even_at_debug_level(
-    store: Store, server: Server, tmp_path: Path
-) -> None:
-    down = f"http://someone:hushhush@127.0.0.1:{free_port()}"
-    done = subprocess.run(
-        [sys.executable, "-c", FAIL_AND_SUCCEED, str(store), down],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert "no such bucket" in done.stderr
-    assert "must not hold" in done.stderr
-    said = done.stdout + done.stderr
-    stored = b"".join(store.read_bytes(item.key) for item in store.objects(""))
-    for secret in (SECRET_KEY, ACCESS_KEY, "hushhush", "Signature="):
-        assert secret not in said
-        assert secret.encode() not in stored
 
 
 def test_a_forked_process_has_connections_of_its_own(store: Store) -> None:

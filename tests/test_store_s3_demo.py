@@ -24,11 +24,11 @@ SECRETS = (ACCESS_KEY, SECRET_KEY, *PLANTED.values())
 DOWN_SECONDS = 3.0
 
 
-def run_demo(root: str, folder: Path) -> str:
-    """Every stage in a process of its own; returns what the command wrote."""
+def run_demo(root: str, folder: Path, *flags: str, iterations: int = ITERATIONS) -> str:
+    """Every stage in a process of its own, a fork unless told otherwise; returns what it wrote."""
     command = [sys.executable, "-m", "controller", "run", "--root", root]
     done = subprocess.run(
-        [*command, "--iterations", str(ITERATIONS)],
+        [*command, "--iterations", str(iterations), *flags],
         cwd=folder,
         env=os.environ | PLANTED | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -143,3 +143,24 @@ def test_the_demo_on_s3_has_the_rows_of_the_local_run(
         f"{len(local)} parts and trees equal the local run's; {len(SECRETS)} planted secrets in "
         f"none of {len(stored)} objects, {len(logs)} logs, {len(watch.arguments)} command lines"
     )
+
+
+FEW = ("prepare.instructions_per_iteration=24", "train.epochs=1", "train.checkpoints_per_epoch=1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_stages_as_fresh_interpreters_on_s3_have_the_rows_of_local_forks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flags = [word for change in FEW for word in ("--set", change)]
+    run_demo(str(tmp_path / "local"), tmp_path, *flags, iterations=1)
+    with running("versitygw", tmp_path / "server") as server:
+        use(server.endpoint, monkeypatch, tmp_path)
+        with watching(Watch(server, None)) as watch:
+            run_demo(f"s3://{BUCKET}/runs", tmp_path, "--isolated", *flags, iterations=1)
+        found = digests(open_store(f"s3://{BUCKET}/runs/demo"))
+    assert found == digests(open_store(str(tmp_path / "local/demo")))
+    assert {key.split("/")[1] for key in found} >= {"answers", "reflogps", "checkpoints", "grades"}
+    for stage in ("prepare", "sample", "train", "respond"):
+        assert any(f"\0-m\0jobs.{stage}\0" in line for line in watch.arguments)

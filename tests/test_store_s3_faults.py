@@ -11,7 +11,7 @@ from rlaifv.errors import ArtifactError, ConfigError, RlaifvError, TransientErro
 from rlaifv.records import Answer
 from rlaifv.store import Store, check_before_run, open_store, probe
 from rlaifv.store._s3 import S3Backend
-from rlaifv.store._s3_client import Settings
+from rlaifv.store._s3_client import Checksums, Settings
 from tests.faultproxy import Fault, FaultProxy, Kind, Request
 from tests.s3servers import ACCESS_KEY, BUCKET, SECRET_KEY, Server, free_port, running, use
 from tests.test_store_s3_contract import KEY, TREE, answers, make_tree, write
@@ -317,6 +317,21 @@ def test_a_part_that_is_damaged_on_the_way_up_is_refused_and_sent_again(
     make_tree(store, TREE, {"model": data})
     assert proxy.count("PUT", "partNumber=1") == 2
     assert (store.tree_path(TREE) / "model").read_bytes() == data
+
+
+@pytest.mark.parametrize("checksums", ["when_supported", "when_required"])
+def test_a_body_is_signed_unless_the_server_checks_its_crc(
+    proxy: FaultProxy, tmp_path: Path, checksums: Checksums
+) -> None:
+    settings = QUICK._replace(request_checksums=checksums)
+    store = Store(S3Backend(f"s3://{BUCKET}/{tmp_path.name}", settings))
+    make_tree(store, TREE, {"model": os.urandom(20_000_000), "config.json": b"{}"})
+    writes = [one for one in proxy.requests if one.method in ("PUT", "POST")]
+    unsigned = [one for one in writes if one.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"]
+    blocks = [one for one in writes if "partNumber=" in one.query]
+    assert len(blocks) == 2
+    assert unsigned == (blocks if checksums == "when_supported" else [])
+    assert all("x-amz-checksum-crc32" in one.headers["authorization"] for one in unsigned)
 
 
 # --- a server that ignores If-None-Match -------------------------------------------------

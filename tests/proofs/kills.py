@@ -3,7 +3,8 @@
 `make proof-kills`. Runs the demo once undisturbed and once under SIGKILLs: of the controller, of the
 process that forks its stages, or of a stage, at random moments; a dead controller is started
 again with the same command. Then compares every row of every artifact, the choices, the weights of
-the chosen checkpoints and the summary. Ends with 1 on any difference. Linux only (/proc).
+the chosen checkpoints and the summary. Ends with 1 on any difference, and on anything that a killed
+stage left behind. Linux only (/proc).
 """
 
 import argparse
@@ -114,9 +115,9 @@ def run_under_fire(command: list[str], kills: int, rng: random.Random) -> collec
 
 
 def differences(one: Path, other: Path) -> tuple[list[str], int]:
-    """Artifacts that differ, by name, and the number of rows compared."""
+    """Artifacts that differ and leftovers in `other`, by name, and the number of rows compared."""
     names = {path.relative_to(root) for root in (one, other) for path in root.rglob("*.parquet")}
-    different, rows = [], 0
+    different, rows = [str(path) for path in other.rglob(".tmp-*")], 0
     for name in sorted(names):
         if not ((one / name).exists() and (other / name).exists()):
             different.append(f"{name} is in one of them only")
@@ -152,16 +153,14 @@ def main() -> int:
     options = parser.parse_args()
     base = [sys.executable, "-m", "controller", "run", "--iterations", "4"]
     base += ["--set", f"prepare.instructions_per_iteration={options.scenes}"]
-    commands = {
-        name: [*base, "--root", str(options.root), "--name", name]
-        for name in ("undisturbed", "killed")
-    }
+    roots = {name: options.root / name for name in ("undisturbed", "killed")}
+    commands = {name: [*base, "--root", str(root)] for name, root in roots.items()}
     started = time.monotonic()
     subprocess.run(commands["undisturbed"], check=True, stderr=subprocess.DEVNULL)
     calm_s = time.monotonic() - started
     killed = run_under_fire(commands["killed"], options.kills, random.Random(options.seed))
     fire_s = time.monotonic() - started - calm_s
-    different, rows = differences(options.root / "undisturbed", options.root / "killed")
+    different, rows = differences(*(root / "demo" for root in roots.values()))
     print(f"killed: {dict(killed)}; {calm_s:.0f} s undisturbed, {fire_s:.0f} s with kills")
     print(f"{rows} rows compared; different: {', '.join(different) or 'none'}")
     if killed.total() < options.kills:

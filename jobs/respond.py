@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from jobs._checkpoints import load_ordinal
 from jobs._entry import Job, in_groups, main
+from jobs._models import usage_notes
 from rlaifv.benchmarks.of_run import run_benchmarks
 from rlaifv.pipeline import respond_shard
 from rlaifv.records import Response
@@ -40,6 +41,7 @@ def respond(job: Job) -> Iterator[Response]:
             said = made._asdict()  # text, num_tokens, finish_reason
             asked_id = question.question_id
             yield Response(benchmark=name, question_id=asked_id, step=loaded.step, **said)
+    job.notes |= usage_notes(loaded.model)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ without a recent transformers.
 
 from typing import TYPE_CHECKING
 
-from rlaifv.config import ModelSpec
-from rlaifv.models.base import TextModel, VisionLanguageModel
 from rlaifv.models.memory import back_off
 
 MOST_ROWS = 4096
 
 if TYPE_CHECKING:
+    from rlaifv.config import ModelSpec
+    from rlaifv.models.base import TextModel, VisionLanguageModel
     from rlaifv.models.branches import TrainableModel
     from rlaifv.models.one_by_one import OneByOne
 

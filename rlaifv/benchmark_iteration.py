@@ -161,6 +161,7 @@ def configuration(model: Path, source: Path, options: argparse.Namespace) -> Run
         "train.micro_batch_size": options.micro_batch_size,
         "train.min_pairs": 1,
         "shards": f"{{instructions: 1, reflogp: 1, group_size: {options.instructions}}}",
+        "choose.held_out": "null",  # nothing is chosen: all pictures are for answers
         "pair.balance_length": "false",  # it may leave few pairs of so few answers
     }
     return build_config(

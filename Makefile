@@ -67,7 +67,7 @@ test-cluster: install  ## the demo on a real Kubernetes, with our images: rows a
 test-chaos: install  ## the same with pods and controllers killed, evictions, quotas, too little memory and time
 	set -e; export RLAIFV_TEST_CLUSTER=chaos; $(CLUSTER_TEST) tests/cluster/test_chaos.py
 
-proof-demo: install  ## three seeds and shuffled verdicts: hallucination falls, and does not (15 minutes)
+proof-demo: install  ## three seeds and shuffled verdicts: hallucination falls, and does not (25 minutes and more)
 	$(BIN)/python -m tests.proofs.demo
 
 proof-kills: install  ## 50 random SIGKILLs end with the rows of an undisturbed run (20 minutes)

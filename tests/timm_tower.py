@@ -67,6 +67,12 @@ class _Named(type):
         return name
 
 
+def _named(name: str) -> type:
+    if name.startswith("__"):  # `inspect` looks at every module's __file__
+        raise AttributeError(name)
+    return _Named(name, (), {})
+
+
 class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """torchvision: every module is there, every name in it a class."""
 
@@ -80,7 +86,7 @@ class _Empty(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         module = types.ModuleType(spec.name)
-        module.__dict__["__getattr__"] = lambda name: _Named(name, (), {})
+        module.__dict__["__getattr__"] = _named
         return module
 
     def exec_module(self, module: types.ModuleType) -> None:

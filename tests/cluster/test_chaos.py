@@ -1,5 +1,6 @@
 """One run through everything that can go wrong: `make test-chaos`; the rows are the calm run's."""
 
+import json
 import signal
 import subprocess
 import time
@@ -195,12 +196,12 @@ def exit_code(cluster: Cluster, pod: str) -> int:
 
 def evict(cluster: Cluster, runs: Runs, folder: Path) -> str:
     """An API-initiated eviction; the name of the Job that its pod is of."""
-    body = folder / "eviction.yaml"
+    body = folder / "eviction.json"
 
     def evicted() -> str:
         for victim in runs.running().values():
             eviction = {"apiVersion": "policy/v1", "kind": "Eviction"}
-            body.write_text(yaml.safe_dump(eviction | {"metadata": {"name": victim}}))
+            body.write_text(json.dumps(eviction | {"metadata": {"name": victim}}))
             path = f"/api/v1/namespaces/rlaifv/pods/{victim}/eviction"
             told = cluster.kubectl("create", "--raw", path, "-f", str(body), check=False)
             if '"Success"' in told:

@@ -69,8 +69,9 @@ class Lease:
         holder = first["spec"].get("holderIdentity") or NOBODY
         deadline = time.monotonic() + self._settings.duration_s
         current = first
+        if holder not in (NOBODY, self._holder):
+            log.warning("the run is held by %s; is it alive?", holder)
         while holder not in (NOBODY, self._holder) and time.monotonic() < deadline:
-            log.info("the run is held by %s; is it alive?", holder)
             self._stop.wait(self._settings.renew_s / 5)
             current = self._read() or current
             same = current["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]

@@ -131,9 +131,12 @@ def test_losses_and_log_probabilities_are_trls(
         scored = score_pair(logps, tokens, reference[pair.pair_id], config=config)
         metrics = batch_metrics([scored], TrainConfig(loss=config))
         loss, chosen, rejected = their_numbers(trainer, pair)
-        assert metrics.logps_chosen_P.item() == pytest.approx(chosen, rel=1e-6, abs=1e-5)
-        assert metrics.logps_rejected_P.item() == pytest.approx(rejected, rel=1e-6, abs=1e-5)
-        assert metrics.losses_P.item() == pytest.approx(loss, rel=1e-6, abs=1e-5)
+        for ours, theirs in (
+            (metrics.logps_chosen_P, chosen),
+            (metrics.logps_rejected_P, rejected),
+        ):
+            assert ours.item() == pytest.approx(theirs, abs=1e-5, rel=2e-7)  # float32's last bit
+        assert metrics.losses_P.item() == pytest.approx(loss, abs=1e-5, rel=1e-6)  # IPO squares
 
 
 def spec(folder: Path) -> ModelSpec:

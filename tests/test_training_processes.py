@@ -27,10 +27,12 @@ CASES: dict[str, dict[str, object]] = {
     "zero3-full": {"zero_stage": 3, "gradient_checkpointing": True},
     "zero3-lora": {"zero_stage": 3, **ADAPTED},
     "zero2-offload": {"zero_stage": 2, "offload": True},
+    "zero3-offload": {"zero_stage": 3, "offload": True},
 }
 NAMES = list(CASES)
 KILLED = ("full", "zero2-full", "zero2-lora", "zero3-full", "zero3-lora")
 """Each restart imports everything again in two processes; one process and LoRA: test_training."""
+CONTINUED = ("full", "zero2-lora", "zero3-lora", "zero2-offload", "zero3-offload")
 TRAIN = ["-m", "tests.training_support"]
 
 
@@ -149,13 +151,14 @@ def test_gang_with_a_killed_process_restarts_and_ends_with_the_same_bits(
     assert [key for key in theirs if not torch.equal(ours[key], theirs[key])] == []
 
 
-def test_state_of_two_processes_is_continued_by_one(
+def test_states_of_two_processes_are_continued_by_one(
     gang: Path, policy: Path, tmp_path: Path
 ) -> None:
-    name = "zero3-lora"
-    number = NAMES.index(name)
-    (tmp_path / "0").mkdir()
-    (gang / str(number) / "state-2").rename(tmp_path / "0/state-2")
-    finish(start([*TRAIN, str(policy), str(tmp_path), json.dumps(CASES[name])]))
-    continued = json.loads((tmp_path / "0/losses.json").read_text())
-    assert continued == pytest.approx(losses(gang, name)[2:], abs=1e-4)
+    for number, name in enumerate(CONTINUED):
+        (tmp_path / str(number)).mkdir()
+        (gang / str(NAMES.index(name)) / "state-2").rename(tmp_path / str(number) / "state-2")
+    cases = [json.dumps(CASES[name]) for name in CONTINUED]
+    finish(start([*TRAIN, str(policy), str(tmp_path), *cases]))
+    for number, name in enumerate(CONTINUED):
+        continued = json.loads((tmp_path / str(number) / "losses.json").read_text())
+        assert continued == pytest.approx(losses(gang, name)[2:], abs=1e-4), name

@@ -76,14 +76,14 @@ def run(command: Command, folder: Path, path: str) -> str:
         text = f"make -n -C {ROOT} {' '.join(words[1:])}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        ["bash", "-c", text],
+        ["timeout", "--signal=KILL", "600", "bash", "-c", text],  # its children too
         cwd=folder,
         env=environment | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=600,
+        timeout=660,
     )
     assert done.returncode == 0, f"{command}: {command.text}\n{done.stdout[-3000:]}"
     assert "Traceback" not in done.stdout

@@ -29,16 +29,14 @@ def sample(job: Job) -> Iterator[Answer]:
     for group in job.instruction_groups():
         ids = [[f"{row.instruction_id}/{n}" for n in range(config.num_answers)] for row in group]
         seeds = [tuple(map(job.seed, each)) for each in ids]
-        prompts = [
-            Prompt(row.image.bytes, row.question, each)
-            for row, each in zip(group, seeds, strict=True)
-        ]
+        rows = zip(group, seeds, strict=True)
+        prompts = [Prompt(row.image.bytes, row.question, each) for row, each in rows]
         answers = model.answer(prompts, decoding=decoding)
         for row, *columns in zip(group, ids, seeds, answers, strict=True):
-            for answer_id, seed, made in zip(*columns, strict=True):
+            for name, seed, made in zip(*columns, strict=True):
                 yield Answer(
                     instruction_id=row.instruction_id,
-                    answer_id=answer_id,
+                    answer_id=name,
                     text=made.text,
                     seed=seed,
                     num_tokens=made.num_tokens,

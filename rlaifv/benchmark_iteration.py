@@ -80,7 +80,7 @@ class Timing(NamedTuple):
 def sentences(count: int) -> list[str]:
     """Different sentences of 20 words."""
     made = (
-        f"There is a {colour} {thing} on the left of the {place} and a small {other} near the "
+        f"There is a {colour} {thing} on the left of the {place} and a {other} near the "
         f"{second} in the picture."
         for other in THINGS
         for second in PLACES

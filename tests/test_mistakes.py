@@ -48,7 +48,7 @@ CASES = [
     ("run --executor docker --cluster nofile.yaml", 78, "--cluster nofile.yaml"),
     ("render --root s3://b/x --cluster wrong.yaml", 78, "--cluster wrong.yaml"),
     ("train --pairs afile --recipe demo --set reflogp=3", 78, "shards.reflogp"),
-    ("evaluate --model nothing --benchmarks mmhal", 78, "--benchmarks mmhal"),
+    ("evaluate --model nothing --benchmarks mmhal", 78, "--model nothing: no such folder"),
     ("logs tiny --stage nope", 78, "--stage nope: expected one of"),
     ("logs tiny --stage sample --iteration 7", 78, "--iteration 7: the run has 2"),
     ("logs tiny --stage sample --shard 99", 78, "--shard 99"),

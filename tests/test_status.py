@@ -273,6 +273,7 @@ def test_the_stages_fit_a_terminal_of_80_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status = read_status(finished_run(tmp_path, tiny_config(lora=True)))
+    monkeypatch.setenv("COLUMNS", "200")
     grid = status_text(status).split("\n\n")[1].split("\n")
     assert max(map(len, grid)) > 80
     monkeypatch.setenv("COLUMNS", "80")

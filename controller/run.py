@@ -19,7 +19,7 @@ from controller.plan import Planner, Stop
 from controller.progress import Console
 from controller.report.build import REPORT, write_report
 from controller.status import clear_stop, note_stop
-from controller.summary import table, write_summary
+from controller.summary import caveat, table, write_summary
 from rlaifv.choosing import choose_checkpoint
 from rlaifv.config import RunConfig
 from rlaifv.config_values import changed_fields
@@ -149,7 +149,7 @@ def _end(stop: Stop, config: RunConfig, *, run: Store, command: tuple[str, ...])
     entries = write_summary(run, config)
     if entries:
         write_report(run, config)
-        print(table(entries))
+        print(table(entries, caveat(config)))
         print(f"report: {shown(str(run), REPORT)}")
     if stop.exit_code == 0:
         return 0

@@ -64,7 +64,7 @@ def status_text(status: RunStatus, paint: Paint = PLAIN) -> str:
     if quarantined := sum(stage.quarantined or 0 for stage in status.stages):
         blocks.append(f"{quarantined} bad input rows were set aside (folders quarantine/)")
     if status.state != "running" and status.summary:
-        blocks.append(table(status.summary))
+        blocks.append(table(status.summary, status.caveat))
     blocks += [
         f"{one.stage} shard {one.shard} waits: {safe(one.waits_for)}" for one in status.waits[:3]
     ]

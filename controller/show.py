@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from controller.pair import pair_text, read_pair
 from controller.plan import WRITERS
-from controller.summary import read_choices, summarise, table
+from controller.summary import caveat, read_choices, summarise, table
 from rlaifv.config import RunConfig
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.pipeline import ARTIFACTS, CHOICE, CONFIG, Shard, choice_key, num_shards, part_key
@@ -74,7 +74,7 @@ def show(run: Store, wanted: Wanted) -> Iterator[str]:
     if wanted.what == TABLE:
         entries = summarise(config, read_choices(run, config))
         dumped = json.dumps([entry.model_dump() for entry in entries], indent=1)
-        yield dumped if wanted.json else table(entries)
+        yield dumped if wanted.json else table(entries, caveat(config))
     elif wanted.what == PAIR:
         iterations = range(config.iterations) if wanted.iteration is None else [wanted.iteration]
         pair = read_pair(run, config, wanted.identity, iterations)

@@ -21,7 +21,7 @@ from controller.lock import is_held
 from controller.logs import log_tail
 from controller.places import RunPlace
 from controller.plan import ShardId, State, Stop, observe, planned_stages
-from controller.summary import Entry, summarise
+from controller.summary import Entry, caveat, summarise
 from rlaifv.config import RunConfig
 from rlaifv.errors import ArtifactError
 from rlaifv.pipeline import CONFIG, STAGES, choice_key, manifest_key, num_shards
@@ -105,6 +105,8 @@ class RunStatus(Record):
     waits: list[Running]
     stages: list[StageStatus]
     summary: list[Entry]
+    caveat: str
+    """What to know of its figures; empty when `report` benchmarks gave them."""
 
 
 def note_stop(run: Store, stop: Stop) -> None:
@@ -156,6 +158,7 @@ def read_status(place: RunPlace) -> RunStatus:
         waits=journal.waits if running and journal else [],
         stages=stages,
         summary=summarise(config, state.choices),
+        caveat=caveat(config),
     )
 
 

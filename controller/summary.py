@@ -4,20 +4,24 @@ import json
 from collections.abc import Mapping, Sequence
 
 from controller.tables import Column, render
+from rlaifv.benchmarks.labelled import REJECTED_ANSWERS, REJECTED_CLAIMS
+from rlaifv.benchmarks.of_run import selecting
 from rlaifv.config import RunConfig
-from rlaifv.pipeline import choice_key
+from rlaifv.pipeline import choice_key, labels_grades
 from rlaifv.records import Choice, Record
 from rlaifv.store import Store
 
 SUMMARY = "report/summary.json"
 METRICS = ("response_hallucination", "mention_hallucination", "recall", "mean_words")
+LABELLED = {"response_hallucination": REJECTED_ANSWERS, "mention_hallucination": REJECTED_CLAIMS}
+"""What stands for a metric where the labeller's verdicts are all there is."""
 
 
 class Entry(Record):
     """One line of `report/summary.json`.
 
-    Rates are fractions, measured on the `report` benchmarks (their mean when there are several);
-    None: not measured.
+    Rates are fractions, measured on the benchmarks of `shown_benchmarks` (their mean when there are
+    several); None: not measured.
     """
 
     iteration: int | None
@@ -25,9 +29,10 @@ class Entry(Record):
     checkpoint: int
     """Step of the chosen checkpoint; 0: the policy that the iteration started from."""
     response_hallucination: float | None
-    """Share of answers that name at least one object which is not in the picture."""
+    """Share of answers that name at least one object which is not in the picture; where only the
+    labeller measures, share of answers with a claim that it rejects."""
     mention_hallucination: float | None
-    """Share of named objects which are not in the picture."""
+    """Share of named objects which are not in the picture, or of claims that it rejects."""
     recall: float | None
     mean_words: float | None
     pairs: int
@@ -53,10 +58,31 @@ def _entry(config: RunConfig, choice: Choice, *, iteration: int | None) -> Entry
 def report_metric(
     config: RunConfig, metrics: Mapping[str, float | None], name: str
 ) -> float | None:
-    """Mean of a metric over the benchmarks whose `use` is `report` and that define it."""
-    named = [f"{one.name}/{name}" for one in config.respond.benchmarks if one.use == "report"]
-    values = [value for key in named if (value := metrics.get(key)) is not None]
+    """Mean of a metric over the benchmarks of `shown_benchmarks` that define it."""
+    known = {f"{one}/{same}" for one in shown_benchmarks(config) for same in _names(name)}
+    values = [value for key, value in metrics.items() if key in known and value is not None]
     return sum(values) / len(values) if values else None
+
+
+def _names(metric: str) -> tuple[str, ...]:
+    return (metric, LABELLED[metric]) if metric in LABELLED else (metric,)
+
+
+def shown_benchmarks(config: RunConfig) -> list[str]:
+    """Names of the benchmarks whose `use` is `report`; where none is, of those that select."""
+    reported = [one.name for one in config.respond.benchmarks if one.use == "report"]
+    return reported or selecting(config)
+
+
+def caveat(config: RunConfig) -> str:
+    """What a reader of the figures must know; empty when `report` benchmarks gave them."""
+    shown = shown_benchmarks(config)
+    if not shown:
+        return "Nothing was measured: no benchmark is configured (respond.benchmarks)."
+    if any(one.use == "report" for one in config.respond.benchmarks):
+        return ""
+    verdicts = " (labeller's verdicts)" if labels_grades(config) else ""
+    return f"Measured on {', '.join(shown)}{verdicts}, where checkpoints are chosen."
 
 
 def read_choices(run: Store, config: RunConfig) -> dict[int, Choice]:
@@ -76,8 +102,8 @@ def write_summary(run: Store, config: RunConfig) -> list[Entry]:
     return entries
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """The same for people, the untrained policy first."""
+def table(entries: Sequence[Entry], note: str = "") -> str:
+    """The same for people, the untrained policy first, a note below."""
     columns = (
         Column("iteration"),
         Column("checkpoint"),
@@ -88,7 +114,8 @@ def table(entries: Sequence[Entry]) -> str:
         Column("pairs", right=True),
     )
     ordered = sorted(entries, key=lambda one: -1 if one.iteration is None else one.iteration)
-    return render(columns, [_cells(entry) for entry in ordered])
+    lines = render(columns, [_cells(entry) for entry in ordered])
+    return f"{lines}\n{note}" if note else lines
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

@@ -24,10 +24,12 @@ from controller.report.page import policy, render_page
 from controller.report.picture import LONGEST, img
 from controller.report.questions import find_questions
 from controller.report.script import SCRIPT
-from controller.summary import Entry, report_metric, summarise, table
+from controller.summary import Entry, caveat, report_metric, summarise, table
+from rlaifv.benchmarks import load_benchmark
 from rlaifv.choosing import choose_checkpoint
 from rlaifv.config import BenchmarkSpec, EndpointConfig, RunConfig
 from rlaifv.pipeline import CONFIG, Shard, part_key
+from rlaifv.recipes import Wishes, build_config
 from rlaifv.records import Answer, Choice
 from rlaifv.store import Store, open_store
 from tests.commands_support import finished_run
@@ -212,6 +214,31 @@ def test_several_report_benchmarks_are_averaged_and_undefined_ones_left_out() ->
     assert report_metric(config, {"selection/recall": 0.2}, "recall") is None
 
 
+def only_selecting(config: RunConfig) -> RunConfig:
+    """The same without a benchmark that only reports."""
+    respond = config.respond
+    left = tuple(one for one in respond.benchmarks if one.use == "select")
+    return config.model_copy(update={"respond": respond.model_copy(update={"benchmarks": left})})
+
+
+def test_without_a_report_benchmark_the_figures_are_of_what_selects_and_say_so() -> None:
+    config = only_selecting(tiny_config())
+    metrics = {"selection/response_hallucination": 0.25, "test/response_hallucination": 0.5}
+    first, _ = summarise(config, {0: choice(None, metrics=metrics)})
+    assert first.response_hallucination == 0.25
+    assert caveat(config) == "Measured on selection, where checkpoints are chosen."
+    assert table([first], caveat(config)).endswith(caveat(config))
+    assert caveat(tiny_config()) == ""
+
+
+def test_where_only_the_labeller_measures_its_rejected_claims_are_the_figures() -> None:
+    config = build_config(Wishes(recipe="llava15_7b"))
+    metrics = {"held_out/rejected_answers": 0.5, "held_out/rejected_claims": 0.125}
+    first, _ = summarise(config, {0: choice(None, metrics=metrics)})
+    assert (first.response_hallucination, first.mention_hallucination) == (0.5, 0.125)
+    assert "on held_out (labeller's verdicts)" in caveat(config)
+
+
 def test_the_table_begins_with_the_untrained_policy() -> None:
     lines = table(summarise(tiny_config(), {0: choice(None)})).splitlines()
     assert lines[2].split()[0] == "untrained"
@@ -239,11 +266,11 @@ def test_questions_are_found_by_id_and_a_missing_file_is_no_error(tmp_path: Path
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     spec = BenchmarkSpec(name="mine", path=str(file), vocabulary=str(words))
-    found = find_questions(spec, ["q2", "q0"])
+    found = find_questions(lambda: load_benchmark(spec), ["q2", "q0"])
     assert {key: one.question for key, one in found.items()} == {"q0": "What? 0", "q2": "What? 2"}
     assert found["q0"].image == picture(1)
     gone = spec.model_copy(update={"path": str(tmp_path / "gone.jsonl")})
-    assert find_questions(gone, ["q0"]) == {}
+    assert find_questions(lambda: load_benchmark(gone), ["q0"]) == {}
 
 
 def test_an_entry_has_exactly_the_documented_fields() -> None:

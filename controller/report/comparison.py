@@ -1,6 +1,7 @@
 """`compare --html`: two runs on one page, in the report's dress."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from controller.compare import Comparison, Side, compare, read_side
@@ -13,6 +14,8 @@ from controller.report.markup import figure, html_table, section, text
 from controller.report.page import frame
 from controller.report.questions import find_questions
 from controller.summary import Entry
+from rlaifv.benchmarks.base import Benchmark, Question
+from rlaifv.benchmarks.of_run import run_benchmarks
 
 LINKS = {
     "loop": "Metrics",
@@ -86,13 +89,14 @@ def _answers(found: Comparison, left: Side, right: Side) -> str:
 
 
 def _pairs(found: Comparison, left: Side, right: Side) -> Iterator[BeforeAfter]:
-    questions = {
-        (spec.name, name): question
-        for spec in left.config.respond.benchmarks
-        for name, question in find_questions(
-            spec, [one.question_id for one in found.answers if one.benchmark == spec.name]
-        ).items()
-    }
+    def load(name: str) -> Benchmark:
+        return run_benchmarks(left.place.store, left.config, 0)[name]
+
+    questions: dict[tuple[str, str], Question] = {}
+    for benchmark in {one.benchmark for one in found.answers}:
+        wanted = [one.question_id for one in found.answers if one.benchmark == benchmark]
+        known = find_questions(partial(load, benchmark), wanted)
+        questions |= {(benchmark, name): question for name, question in known.items()}
     for one in found.answers:
         key = one.benchmark, one.question_id
         yield BeforeAfter(

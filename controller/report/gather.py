@@ -8,8 +8,9 @@ from controller.report.events import Curve, read_curves
 from controller.report.examples import Example, examples_each, join, pick_pairs
 from controller.report.facts import Facts, part_keys, read_facts
 from controller.report.questions import find_questions
-from controller.summary import Entry, read_choices, summarise
+from controller.summary import Entry, read_choices, shown_benchmarks, summarise
 from rlaifv.benchmarks.base import Question
+from rlaifv.benchmarks.of_run import run_benchmarks
 from rlaifv.config import RunConfig
 from rlaifv.pipeline import ARTIFACTS, STAGES, Shard, manifest_key, num_shards, part_key
 from rlaifv.records import Choice, Grade, Response
@@ -136,22 +137,24 @@ def _cost(run: Store, config: RunConfig, iteration: int, stage: str) -> float | 
 def _comparisons(
     run: Store, config: RunConfig, choices: Mapping[int, Choice]
 ) -> Iterator[BeforeAfter]:
-    """Questions of the first report benchmark whose answer changed, in its own order."""
-    reported = [one for one in config.respond.benchmarks if one.use == "report"]
-    if not choices or not reported:
+    """Questions of the first benchmark shown whose answer changed, in its own order."""
+    shown = shown_benchmarks(config)
+    if not choices or not shown:
         return
     last = max(choices)
     before, old = answered(run, config, iteration=0, step=0, choice=choices[0])
     after, new = answered(
         run, config, iteration=last, step=choices[last].step, choice=choices[last]
     )
-    name = reported[0].name
+    name = shown[0]
     changed = [
         key
         for key in before
         if key[0] == name and key in after and before[key].text != after[key].text
     ][:NUM_COMPARISONS]
-    questions = find_questions(reported[0], [question for _, question in changed])
+    questions = find_questions(
+        lambda: run_benchmarks(run, config, last)[name], [question for _, question in changed]
+    )
     for key in changed:
         grades = old.get(key, ""), new.get(key, "")
         yield BeforeAfter(before[key], after[key], *grades, questions.get(key[1]))

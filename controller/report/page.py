@@ -22,7 +22,9 @@ from controller.report.sections import (
     training_section,
 )
 from controller.report.style import CSS
-from controller.summary import METRICS, Entry
+from controller.summary import METRICS, Entry, caveat
+from rlaifv.config import RunConfig
+from rlaifv.pipeline import labels_grades
 
 LINKS = {
     "loop": "The loop",
@@ -95,12 +97,21 @@ def _head(story: Story) -> str:
         if percents:
             title = f"{abs(percents)} % {way} answers that name something not in the picture"
     tiles = "".join(_tile(metric, first, last) for metric in METRICS)
-    note = (
-        "Response level: share of answers with at least one object that is not in the picture. "
-        "Mention level: share of the named objects. Both are measured on questions that neither "
-        "training nor the choice of checkpoints saw."
-    )
+    unseen = "Measured on questions that neither training nor the choice of checkpoints saw."
+    note = text(f"{_levels(story.config)} {caveat(story.config) or unseen}")
     return f'<h1>{title}</h1><p class="soft">{lead} {note}</p><div class="tiles">{tiles}</div>'
+
+
+def _levels(config: RunConfig) -> str:
+    if labels_grades(config):
+        return (
+            "Response level: share of answers with at least one claim that the labeller rejects. "
+            "Mention level: share of such claims."
+        )
+    return (
+        "Response level: share of answers with at least one object that is not in the picture. "
+        "Mention level: share of the named objects."
+    )
 
 
 def _tile(metric: str, first: Entry, last: Entry) -> str:

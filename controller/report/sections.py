@@ -9,7 +9,7 @@ from controller.report.facts import MOST_CLAIMS, NUM_BINS, Words
 from controller.report.gather import Iteration, StageLine
 from controller.report.markup import figure, html_table, section, text
 from controller.summary import percent
-from rlaifv.benchmarks.labelled import REJECTED_CLAIMS
+from rlaifv.benchmarks.labelled import REJECTED_ANSWERS, REJECTED_CLAIMS
 from rlaifv.benchmarks.of_run import selecting
 from rlaifv.config import RunConfig
 from rlaifv.pipeline import STAGES, stage_of
@@ -20,10 +20,10 @@ TITLES = {
     "recall": "recall",
     "mean_words": "mean words",
     REJECTED_CLAIMS: "claims that the labeller rejects",
-    "rejected_answers": "answers with such a claim",
+    REJECTED_ANSWERS: "answers with such a claim",
 }
 CURVES = (
-    ("response", ("response_hallucination", "rejected_answers")),
+    ("response", ("response_hallucination", REJECTED_ANSWERS)),
     ("mention", ("mention_hallucination", REJECTED_CLAIMS)),
     ("recall", ("recall",)),
 )

@@ -11,7 +11,7 @@ from rlaifv.benchmarks.base import Metrics, Question, over_repeats, unique_respo
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.records import Count, Grade, Instruction, Record, Response
 
-REJECTED_CLAIMS = "rejected_claims"
+REJECTED_CLAIMS, REJECTED_ANSWERS = "rejected_claims", "rejected_answers"
 
 
 class CheckedClaim(Record):
@@ -57,7 +57,7 @@ def claims_metrics(grades: Sequence[ClaimsGrade]) -> Metrics:
     claiming = sum(count > 0 for count in claims)
     return {
         REJECTED_CLAIMS: sum(rejected) / sum(claims) if sum(claims) else None,
-        "rejected_answers": sum(count > 0 for count in rejected) / claiming if claiming else None,
+        REJECTED_ANSWERS: sum(count > 0 for count in rejected) / claiming if claiming else None,
         "mean_claims": sum(claims) / len(grades) if grades else None,
         "mean_words": sum(grade.num_words for grade in grades) / len(grades) if grades else None,
     }

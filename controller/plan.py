@@ -17,6 +17,7 @@ from rlaifv.pipeline import (
     Stage,
     checkpoint_key,
     done_key,
+    holds_out,
     iteration_key,
     manifest_key,
     merged_key,
@@ -332,6 +333,8 @@ def _ready(
     exists; others need every part.
     """
     if stage.name == "respond":
+        if holds_out(config) and 0 not in done["prepare"]:  # its first shard stores the questions
+            return None
         trained, trees = bool(done["train"]), state.complete_trees(iteration)
         count = num_shards(config, "respond")
 

@@ -10,7 +10,9 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from rlaifv.config import ModelSpec
 from rlaifv.images import decode
+from rlaifv.models import load_trainable
 from rlaifv.models.base import Branches, Prompt, YesNo
+from rlaifv.models.shared_prefix import SharedPrefixModel
 from tests.tiny import random_image
 
 QUESTIONS = (
@@ -26,6 +28,13 @@ EOS_IDS = [2, *range(100, 140)]
 
 def spec(folder: Path, *, batch_size: int = 4) -> ModelSpec:
     return ModelSpec(path=str(folder), dtype="float32", batch_size=batch_size)
+
+
+def load_engine(spec: ModelSpec) -> SharedPrefixModel:
+    """The engine of our own families."""
+    engine = load_trainable(spec)
+    assert isinstance(engine, SharedPrefixModel)
+    return engine
 
 
 def with_eos(folder: Path, eos_ids: list[int] = EOS_IDS) -> Path:

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlaifv.models import load_model, load_text_model, load_trainable
+from rlaifv.models import load_model, load_text_model
 from rlaifv.models.base import Branches, Decoding, Generation, Prompt
-from rlaifv.models.branches import TrainableModel
+from rlaifv.models.shared_prefix import SharedPrefixModel
 from tests.models_kit import (
     EOS_IDS,
     IMAGES,
     REQUESTS,
     Count,
     Plain,
+    load_engine,
     make_prompts,
     spec,
     with_eos,
@@ -34,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> TrainableModel:
-    return load_trainable(spec(folder))
+def model(folder: Path) -> SharedPrefixModel:
+    return load_engine(spec(folder))
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,14 @@ def plain(folder: Path) -> Plain:
 
 
 @pytest.fixture
-def lm_tokens(model: TrainableModel) -> Iterator[Count]:
+def lm_tokens(model: SharedPrefixModel) -> Iterator[Count]:
     count = Count(model.module.get_decoder())
     yield count
     count.stop()
 
 
 @pytest.fixture
-def tower_images(model: TrainableModel) -> Iterator[Count]:
+def tower_images(model: SharedPrefixModel) -> Iterator[Count]:
     count = Count(model.module.model.vision_tower)
     yield count
     count.stop()
@@ -59,7 +60,7 @@ def tower_images(model: TrainableModel) -> Iterator[Count]:
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_greedy_and_beam_answers_equal_generate(
-    model: TrainableModel, plain: Plain, beams: int
+    model: SharedPrefixModel, plain: Plain, beams: int
 ) -> None:
     prompts = make_prompts()
     answers = model.answer(prompts, decoding=Decoding(24, num_beams=beams))
@@ -76,7 +77,7 @@ def test_greedy_and_beam_answers_equal_generate(
 @pytest.mark.filterwarnings("ignore:Passing `repetition_penalty`:UserWarning")  # as we count, too
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_repetition_penalty_counts_what_the_answer_has_said(
-    model: TrainableModel, plain: Plain, beams: int
+    model: SharedPrefixModel, plain: Plain, beams: int
 ) -> None:
     prompts = make_prompts()
     decoding = Decoding(12, num_beams=beams, repetition_penalty=1.5)
@@ -86,7 +87,7 @@ def test_a_repetition_penalty_counts_what_the_answer_has_said(
         ids = batch.packed.ids_BL[:, :-1]  # without the end
         with torch.no_grad():
             features = model.vision_features(batch.pixels)
-            embeds = model._side.merge(ids, features, batch.image_of_row_B)  # type: ignore[attr-defined]
+            embeds = model._side.merge(ids, features, batch.image_of_row_B)
             expected = plain.module.generate(
                 **{"inputs_embeds": embeds, "attention_mask": torch.ones_like(ids)},
                 **{"num_beams": beams, "repetition_penalty": 1.5, "do_sample": False},
@@ -96,7 +97,9 @@ def test_a_repetition_penalty_counts_what_the_answer_has_said(
     assert answers != model.answer(prompts, decoding=Decoding(12, num_beams=beams))
 
 
-def test_a_sample_depends_on_its_seed_and_nothing_else(model: TrainableModel, folder: Path) -> None:
+def test_a_sample_depends_on_its_seed_and_nothing_else(
+    model: SharedPrefixModel, folder: Path
+) -> None:
     decoding = Decoding(24, temperature=0.7, top_k=50)
     prompts = [
         prompt._replace(seeds=tuple(range(10 * i, 10 * i + 1 + i % 4)))
@@ -111,7 +114,7 @@ def test_a_sample_depends_on_its_seed_and_nothing_else(model: TrainableModel, fo
     assert len({answer for answers in together for answer in answers}) > 15
 
 
-def test_sampling_follows_the_model_s_distribution(model: TrainableModel, plain: Plain) -> None:
+def test_sampling_follows_the_model_s_distribution(model: SharedPrefixModel, plain: Plain) -> None:
     prompt = Prompt(IMAGES[0], REQUESTS[0], tuple(range(3000)))
     decoding = Decoding(1, temperature=0.7, top_k=5, top_p=0.95)
     (answers,) = model.answer([prompt], decoding=decoding)
@@ -131,7 +134,7 @@ def test_sampling_follows_the_model_s_distribution(model: TrainableModel, plain:
 
 
 def test_ten_samples_run_the_prompt_and_the_image_once(
-    model: TrainableModel, plain: Plain, lm_tokens: Count, tower_images: Count
+    model: SharedPrefixModel, plain: Plain, lm_tokens: Count, tower_images: Count
 ) -> None:
     prompt = Prompt(IMAGES[0], REQUESTS[0], tuple(range(10)))
     decoding = Decoding(2, temperature=1.0)
@@ -142,7 +145,7 @@ def test_ten_samples_run_the_prompt_and_the_image_once(
 
 
 def test_finished_rows_leave_the_batch(
-    model: TrainableModel, plain: Plain, lm_tokens: Count
+    model: SharedPrefixModel, plain: Plain, lm_tokens: Count
 ) -> None:
     prompt = make_prompts(tuple(range(32)))[0]
     (answers,) = model.answer([prompt], decoding=Decoding(40, temperature=0.7))
@@ -153,7 +156,7 @@ def test_finished_rows_leave_the_batch(
 
 
 def test_generated_text_is_tokenised_back_to_what_was_generated(
-    model: TrainableModel, plain: Plain
+    model: SharedPrefixModel, plain: Plain
 ) -> None:
     text = " A red cup\n and two  green bottles. "
     batch = model.encode_branches([Branches(IMAGES[0], "What?", (text,))])
@@ -162,7 +165,7 @@ def test_generated_text_is_tokenised_back_to_what_was_generated(
     assert ids[-1] == plain.processor.tokenizer.eos_token_id
 
 
-def test_a_prompt_without_seeds_has_no_answers(model: TrainableModel) -> None:
+def test_a_prompt_without_seeds_has_no_answers(model: SharedPrefixModel) -> None:
     prompts = [prompt._replace(seeds=()) for prompt in make_prompts()[:2]]
     decoding = Decoding(3, temperature=1.0)
     assert model.answer(prompts, decoding=decoding) == [[], []]
@@ -171,7 +174,7 @@ def test_a_prompt_without_seeds_has_no_answers(model: TrainableModel) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "I;16", "1"])
-def test_every_image_mode_and_size_is_answered(model: TrainableModel, mode: str) -> None:
+def test_every_image_mode_and_size_is_answered(model: SharedPrefixModel, mode: str) -> None:
     file_format = "TIFF" if mode in ("CMYK", "I;16") else "PNG"
     picture = Image.new("RGB" if mode in ("P", "CMYK", "1", "RGBA") else "L", (61, 23), 77)
     buffer = io.BytesIO()
@@ -181,7 +184,7 @@ def test_every_image_mode_and_size_is_answered(model: TrainableModel, mode: str)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos are not here")
-def test_photographs_of_real_size_are_answered(model: TrainableModel) -> None:
+def test_photographs_of_real_size_are_answered(model: SharedPrefixModel) -> None:
     prompts = [Prompt(path.read_bytes(), "What?") for path in sorted(PHOTOS.rglob("*.jpg"))[:8]]
     answers = model.answer(prompts, decoding=Decoding(4))
     assert [len(row) for row in answers] == [1] * len(prompts)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlaifv.models import kernels_plain, lines, load_trainable, steps
+from rlaifv.models import kernels_plain, lines, steps
 from rlaifv.models.base import Decoding, ImageQuestions
-from rlaifv.models.branches import PackedRows, TokenRow, TrainableModel, pack_line
+from rlaifv.models.branches import PackedRows, TokenRow, pack_line
 from rlaifv.models.decoder import Decoder
 from rlaifv.models.llava import layer_outputs
-from tests.models_kit import IMAGES, QUESTIONS, make_prompts, make_rows, spec, with_eos
+from rlaifv.models.shared_prefix import SharedPrefixModel
+from tests.models_kit import IMAGES, QUESTIONS, load_engine, make_prompts, make_rows, spec, with_eos
 from tests.tiny import make_tiny_llava
 
 UNFUSED = "ignore:flex_attention called without torch.compile:UserWarning"
@@ -29,8 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(folder: Path) -> TrainableModel:
-    return load_trainable(spec(folder))
+def model(folder: Path) -> SharedPrefixModel:
+    return load_engine(spec(folder))
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def dense(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_lines", "dense")
 def test_rows_in_a_line_score_like_padded_ones(folder: Path) -> None:
-    model = load_trainable(spec(folder))
+    model = load_engine(spec(folder))
     batch = model.encode_branches(make_rows())
     assert batch.packed.ids_BL.shape == (1, 128)
     weights = [
@@ -111,7 +112,7 @@ def test_rows_in_a_line_score_like_padded_ones(folder: Path) -> None:
 
 
 def test_verdicts_in_a_line_are_those_of_padded_rows(
-    model: TrainableModel, request: pytest.FixtureRequest
+    model: SharedPrefixModel, request: pytest.FixtureRequest
 ) -> None:
     rows = [ImageQuestions(image, QUESTIONS[: i + 1]) for i, image in enumerate(IMAGES)]
     padded = model.yes_no(rows)
@@ -122,7 +123,7 @@ def test_verdicts_in_a_line_are_those_of_padded_rows(
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_answers_over_fixed_buffers_are_the_same_texts(
-    model: TrainableModel,
+    model: SharedPrefixModel,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
     temperature: float,
@@ -140,7 +141,7 @@ def test_answers_over_fixed_buffers_are_the_same_texts(
     assert state.q_proj.weight._base is state.v_proj.weight._base, "held once"
 
 
-def test_the_tower_stops_at_the_layer_that_is_read(model: TrainableModel) -> None:
+def test_the_tower_stops_at_the_layer_that_is_read(model: SharedPrefixModel) -> None:
     tower = model.module.model.vision_tower
     pixels = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     every = tower(pixels, output_hidden_states=True).hidden_states
@@ -159,7 +160,7 @@ def test_bytes_normalised_on_the_device_are_what_the_processor_makes(model: Any)
 
 
 @pytest.mark.usefixtures("in_lines", "dense")
-def test_checkpointing_in_a_line_changes_no_gradient(model: TrainableModel) -> None:
+def test_checkpointing_in_a_line_changes_no_gradient(model: SharedPrefixModel) -> None:
     weight: Tensor = model.module.get_decoder().layers[0].mlp.down_proj.weight
     batch = model.encode_branches(make_rows())
 

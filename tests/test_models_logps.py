@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlaifv.models import load_trainable
 from rlaifv.models.base import Branches
-from rlaifv.models.branches import TrainableModel
-from tests.models_kit import IMAGES, make_rows, spec, with_eos
+from rlaifv.models.shared_prefix import SharedPrefixModel
+from tests.models_kit import IMAGES, load_engine, make_rows, spec, with_eos
 from tests.tiny import make_tiny_llava
 
 
@@ -20,11 +19,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> TrainableModel:
-    return load_trainable(spec(folder))
+def model(folder: Path) -> SharedPrefixModel:
+    return load_engine(spec(folder))
 
 
-def test_branch_logps_equal_a_plain_forward(model: TrainableModel) -> None:
+def test_branch_logps_equal_a_plain_forward(model: SharedPrefixModel) -> None:
     rows = make_rows()
     plain = [part.detach().numpy() for row in model.two_row_logps(rows) for part in row]
     branches = model.branch_logps(model.encode_branches(rows))
@@ -35,14 +34,14 @@ def test_branch_logps_equal_a_plain_forward(model: TrainableModel) -> None:
         np.testing.assert_array_equal(one, two)
 
 
-def test_the_end_token_is_scored_and_the_prompt_is_not(model: TrainableModel) -> None:
+def test_the_end_token_is_scored_and_the_prompt_is_not(model: SharedPrefixModel) -> None:
     ((logps,),) = model.sequence_logps([Branches(IMAGES[0], "What?", ("",))])
     assert logps.shape == (1,)
     assert logps.dtype == np.float32
 
 
 def test_gradients_of_branches_equal_those_of_full_rows(folder: Path) -> None:
-    model = load_trainable(spec(folder))
+    model = load_engine(spec(folder))
     weights = [
         model.module.model.multi_modal_projector.linear_1.weight,
         model.module.get_decoder().layers[0].self_attn.k_proj.weight,
@@ -66,7 +65,7 @@ def test_gradients_of_branches_equal_those_of_full_rows(folder: Path) -> None:
 
 
 def test_a_chunked_head_changes_neither_values_nor_gradients(
-    model: TrainableModel, monkeypatch: pytest.MonkeyPatch
+    model: SharedPrefixModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight = model.module.lm_head.weight
 
@@ -84,7 +83,7 @@ def test_a_chunked_head_changes_neither_values_nor_gradients(
 
 
 def test_a_frozen_tower_keeps_no_graph(folder: Path) -> None:
-    model = load_trainable(spec(folder))
+    model = load_engine(spec(folder))
     model.module.model.vision_tower.requires_grad_(False)
     batch = model.encode_branches(make_rows())
     assert not model.vision_features(batch.pixels).requires_grad
@@ -98,7 +97,7 @@ CHECKPOINTING = "ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"
 def test_adapters_put_into_the_module_take_part(folder: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = load_trainable(spec(folder))
+    model = load_engine(spec(folder))
     before = model.sequence_logps(make_rows())
     targets = r"model\.language_model\..*\.(q_proj|down_proj)"
     config = LoraConfig(
@@ -119,7 +118,7 @@ def test_adapters_put_into_the_module_take_part(folder: Path) -> None:
 
 @pytest.mark.filterwarnings(CHECKPOINTING)  # the new name is too new for transformers 5.17
 def test_gradient_checkpointing_changes_nothing(folder: Path) -> None:
-    model = load_trainable(spec(folder))
+    model = load_engine(spec(folder))
     weight: Tensor = model.module.get_decoder().layers[0].self_attn.k_proj.weight
 
     def gradient() -> Tensor:
@@ -136,7 +135,7 @@ def test_gradient_checkpointing_changes_nothing(folder: Path) -> None:
 
 
 def test_a_saved_module_says_nothing_of_our_attention(
-    model: TrainableModel, tmp_path: Path
+    model: SharedPrefixModel, tmp_path: Path
 ) -> None:
     model.module.save_pretrained(tmp_path)
     assert "rlaifv" not in (tmp_path / "config.json").read_text()

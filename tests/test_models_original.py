@@ -14,9 +14,10 @@ from transformers import CLIPVisionConfig, LlavaForConditionalGeneration
 
 from rlaifv.config import ModelSpec
 from rlaifv.errors import ArtifactError, ConfigError
-from rlaifv.models import load_model, load_trainable
+from rlaifv.models import load_model
 from rlaifv.models.base import Branches, Decoding, ImageQuestions, Prompt
 from rlaifv.models.original import _CLIP_336_SHAPE, make_config, rename
+from tests.models_kit import load_engine
 from tests.tiny import make_original_llava, make_tiny_llava, random_image
 
 IMAGES = tuple(random_image(seed, size=(30, 30)) for seed in range(2))
@@ -98,7 +99,7 @@ def test_it_gives_what_the_other_layout_gives(plain: Path, tmp_path: Path, varia
 
 
 def test_an_image_is_padded_to_a_square_in_the_mean_colour(original: Path) -> None:
-    model = load_trainable(_spec(original))
+    model = load_engine(_spec(original))
     batch = model.encode_branches([Branches(random_image(1, size=(60, 20)), "What?", ("a",))])
     pixels = batch.pixels[0]
     assert pixels.shape == (3, 28, 28)
@@ -110,7 +111,7 @@ def test_an_image_is_padded_to_a_square_in_the_mean_colour(original: Path) -> No
 def test_a_prompt_is_that_of_the_conversation(original: Path, name: str, who: str) -> None:
     from transformers import AutoTokenizer
 
-    model = load_trainable(_spec(original, prompt=name))
+    model = load_engine(_spec(original, prompt=name))
     batch = model.encode_branches([Branches(IMAGES[0], "What is it?", ("",))])
     text = AutoTokenizer.from_pretrained(str(original)).decode(batch.packed.ids_BL[0])
     assert text == (
@@ -134,7 +135,7 @@ def test_a_question_with_the_placeholder_is_refused(original: Path) -> None:
 def test_what_is_trained_from_it_loads_again(original: Path, tmp_path: Path) -> None:
     from rlaifv.training.parts import save_full
 
-    save_full(load_trainable(_spec(original)).module, tmp_path / "out", like=original)
+    save_full(load_engine(_spec(original)).module, tmp_path / "out", like=original)
     first, again = _everything(original), _everything(tmp_path / "out")
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])

@@ -21,7 +21,7 @@ from controller.plan import (
     observe,
     plan,
 )
-from rlaifv.config import RunConfig
+from rlaifv.config import ChooseConfig, HeldOutConfig, RunConfig
 from rlaifv.pipeline import STAGES, Shard, done_key, manifest_key, num_shards
 from rlaifv.records import Choice
 from tests.fake_world import tiny_config
@@ -70,6 +70,20 @@ def test_an_empty_run_starts_with_prepare_and_the_untrained_answers() -> None:
     assert first.spec.argv_of(0) == (
         *("jobs.prepare", "--run", "file:///runs/tiny", "--iteration", "0", "--shard", "0/2"),
     )
+
+
+@pytest.mark.parametrize("unit", ["shard", "stage"])
+def test_held_out_questions_are_answered_once_prepare_has_stored_them(unit: Unit) -> None:
+    respond = CONFIG.respond.model_copy(update={"benchmarks": ()})
+    choose = ChooseConfig(rule="held_out", held_out=HeldOutConfig())
+    config = CONFIG.model_copy(update={"respond": respond, "choose": choose})
+    first = planner(config, unit)
+    assert submitted(plan(first, observe([], {}), {})) == {("prepare", 0), ("prepare", 1)}
+    second = {done_key(0, "prepare", Shard(1, 2))}
+    assert not {s for s, _ in submitted(plan(first, observe(second, {}), {}))} & {"respond"}
+    stored = {done_key(0, "prepare", Shard(0, 2))}
+    starts = submitted(plan(first, observe(stored, {}), {}))
+    assert {("respond", 0), ("respond", 1)} <= starts
 
 
 def test_a_shard_starts_as_soon_as_its_own_input_part_exists() -> None:

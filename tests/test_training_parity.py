@@ -12,11 +12,11 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from rlaifv.config import LossConfig, ModelSpec, TrainConfig
-from rlaifv.models import load_trainable
 from rlaifv.models.base import Branches
 from rlaifv.records import PreferencePair
 from rlaifv.training import TrainRequest, train
 from rlaifv.training.scoring import Answers, batch_metrics, score_pair
+from tests.models_kit import load_engine
 from tests.tiny import make_tiny_llava
 from tests.training_support import Folders, make_pair, reference_logps
 
@@ -120,7 +120,7 @@ def test_losses_and_log_probabilities_are_trls(
     world: World, name: str, config: LossConfig, tmp_path: Path
 ) -> None:
     trainer = open_trainer(world, tmp_path, loss=name, reference=world.reference)
-    engine = load_trainable(ModelSpec(path=str(world.policy), dtype="float32"))
+    engine = load_engine(ModelSpec(path=str(world.policy), dtype="float32"))
     reference = reference_logps(spec(world.reference), world.pairs)
     for pair in world.pairs:
         answers = (pair.chosen, pair.rejected)

@@ -12,10 +12,10 @@ from transformers import LlavaForConditionalGeneration
 
 from rlaifv.config import LossConfig, ModelSpec, TrainConfig
 from rlaifv.dpo import PairLogps, length_drift
-from rlaifv.models import load_trainable
 from rlaifv.models.base import Branches
 from rlaifv.records import ReferenceLogps
 from rlaifv.training.scoring import Answers, batch_metrics, score_pair
+from tests.models_kit import load_engine
 from tests.tiny import make_tiny_llava
 from tests.training_support import make_pair, reference_logps
 
@@ -133,7 +133,7 @@ def test_scores_of_a_model_are_those_of_the_releases_formulas(
 ) -> None:
     """dpo_use_average and dpo_token_weighted of muffin, on transformers' own logits."""
     spec = ModelSpec(path=str(folder), dtype="float32")
-    engine, pair = load_trainable(spec), make_pair(3)
+    engine, pair = load_engine(spec), make_pair(3)
     pair = pair.model_copy(update={"rejected": f"{pair.chosen} and a large green cone"})
     row = Branches(pair.image.bytes, pair.question, (pair.chosen, pair.rejected))
     batch = engine.encode_branches([row])

@@ -33,14 +33,12 @@ def load_model(spec: "ModelSpec") -> "VisionLanguageModel":
 
 
 def load_local(spec: "ModelSpec") -> "TrainableModel | OneByOne":
-    """The same, never an endpoint: trainable where the family is."""
+    """The same, never an endpoint: trainable unless its code lies beside its weights."""
     if spec.family == "minicpmv" and not spec.endpoint:
         from rlaifv.models.remote import load_remote
 
         return load_remote(spec)
-    from rlaifv.models import loading
-
-    return loading.load_local(spec)
+    return load_trainable(spec, spread=True)
 
 
 def load_trainable(spec: "ModelSpec", *, spread: bool = False) -> "TrainableModel":

@@ -10,7 +10,7 @@ M positions that are read.
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -73,6 +73,15 @@ class BranchBatch(NamedTuple):
         return [[next(parts) for _ in row] for row in self.counts]
 
 
+class FullRows(NamedTuple):
+    """The same for a model whose forward is not ours: one row per answer, nothing shared."""
+
+    inputs: list[dict[str, Tensor]]
+    """Per answer: prompt and answer, as the family's forward takes them."""
+    targets_M: Tensor
+    counts: tuple[tuple[int, ...], ...]
+
+
 class TrainableModel(VisionLanguageModel, Protocol):
     """A model whose answer log-probabilities can be differentiated."""
 
@@ -89,26 +98,17 @@ class TrainableModel(VisionLanguageModel, Protocol):
 
     def encode_branches(
         self, rows: Sequence[Branches], *, max_length: int | None = None
-    ) -> BranchBatch:
+    ) -> BranchBatch | FullRows:
         """Tokens and pixels of some rows; raises ArtifactError with the row's number.
 
         `max_length`: most tokens of prompt, image and one answer; default: the model's context.
         """
         ...
 
-    def vision_features(self, pixels: Tensor) -> Tensor:
-        """What the vision tower says about images, before the projector: [I, F, E].
-
-        Without gradients where the tower is frozen. Worth keeping between epochs.
-        """
-        ...
-
-    def branch_logps(
-        self, batch: BranchBatch, *, features: Tensor | None = None
-    ) -> list[list[Tensor]]:
+    def branch_logps(self, batch: Any) -> list[list[Tensor]]:
         """Per row and answer: log-probability in nats of each token, float32 [tokens].
 
-        Gradients flow unless they are off. `features` replaces `vision_features(batch.pixels)`.
+        `batch`: from `encode_branches` of the same model. Gradients flow unless they are off.
         """
         ...
 

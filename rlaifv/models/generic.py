@@ -1,23 +1,30 @@
-"""Any image-text model of transformers, through its own forward and processor: slower, no training.
+"""Any image-text model of transformers, through its own forward and processor: slower.
 
-The fallback for families without a `VisionSide`; see `one_by_one`.
+The fallback for families without a `VisionSide`; see `one_by_one`. In training each answer is a
+row of its own, its image included.
+
+Shapes:  T tokens of an answer;  M tokens of all answers.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import DynamicLayer
 
 from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.images import BadImageError, decode
-from rlaifv.models.base import Decoding
-from rlaifv.models.one_by_one import Inputs, OneByOne, Run, num_tokens
+from rlaifv.models.base import Branches, Decoding
+from rlaifv.models.branches import FullRows
+from rlaifv.models.one_by_one import Inputs, OneByOne, Run, extended, num_tokens
 from rlaifv.models.prompting import Prompter
 
 
 class GenericModel(OneByOne):
-    """A `VisionLanguageModel` over `AutoModelForImageTextToText`."""
+    """A `branches.TrainableModel` over `AutoModelForImageTextToText`."""
 
     def __init__(
         self,
@@ -47,6 +54,35 @@ class GenericModel(OneByOne):
             return_tensors="pt",
         )
         return {name: value.to(self.module.device) for name, value in inputs.items()}
+
+    def encode_branches(
+        self, rows: Sequence[Branches], *, max_length: int | None = None
+    ) -> FullRows:
+        """Each answer with its prompt and image; see `TrainableModel`."""
+        asked = [self._asked(row, number, max_length) for number, row in enumerate(rows)]
+        return FullRows(
+            [extended(inputs, ids) for inputs, answers in asked for ids in answers],
+            torch.tensor(
+                [token for _, answers in asked for ids in answers for token in ids],
+                device=self.module.device,
+            ),
+            tuple(tuple(map(len, answers)) for _, answers in asked),
+        )
+
+    def branch_logps(self, batch: FullRows) -> list[list[Tensor]]:
+        """Token log-probabilities, one row per answer; see `TrainableModel`."""
+        counts = [count for row in batch.counts for count in row]
+        targets = torch.split(batch.targets_M, counts)
+        logps = iter(map(self._answer_logps, batch.inputs, targets))
+        return [[next(logps) for _ in row] for row in batch.counts]
+
+    def _answer_logps(self, inputs: Inputs, targets_T: Tensor) -> Tensor:
+        kept = len(targets_T) + 1
+        named = inspect.signature(self.module.forward).parameters
+        options = {"logits_to_keep": kept} if "logits_to_keep" in named else {}
+        output = self.module(**self._cast(inputs), use_cache=False, **options)
+        logits_TV: Tensor = output.logits[0, -kept:-1].float()
+        return logits_TV.log_softmax(-1).gather(1, targets_T.unsqueeze(1)).squeeze(1)
 
     def _forward(self, inputs: Inputs, cache: Any) -> Run:
         output = self.module(**inputs, past_key_values=cache, use_cache=True)

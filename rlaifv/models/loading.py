@@ -26,27 +26,8 @@ from rlaifv.models.shared_prefix import SharedPrefixModel
 from rlaifv.models.text import ChatModel
 
 
-def load_local(spec: ModelSpec) -> TrainableModel | GenericModel:
-    """A checkpoint's engine, trainable where the family is; see `rlaifv.models.load_local`."""
-    checkpoint = find_checkpoint(spec) if spec.endpoint is None else None
-    trainable = ("llava", "omnilmm")
-    if checkpoint is None or checkpoint.model_type in trainable or spec.family != "auto":
-        return load_trainable(spec, spread=True)
-    if checkpoint.model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return load_trainable(spec, spread=True)  # says what is known
-    module = load_module(
-        checkpoint, AutoModelForImageTextToText, dtype=spec.dtype, attention="sdpa"
-    )
-    source = str(checkpoint.folder)
-    processor = load_processor(source)
-    eos_ids = end_tokens(module, processor.tokenizer)
-    return GenericModel(
-        module, processor, batch_size=spec.batch_size, eos_ids=eos_ids, source=source
-    )
-
-
 def load_trainable(spec: ModelSpec, *, spread: bool = False) -> TrainableModel:
-    """The same, for training; raises ConfigError where gradients are out of reach."""
+    """A checkpoint's engine; see `rlaifv.models.load_trainable`."""
     if spec.endpoint:
         raise ConfigError(f"model {spec.path}: an endpoint cannot be trained, nor score answers")
     checkpoint = find_checkpoint(spec)
@@ -61,10 +42,7 @@ def load_trainable(spec: ModelSpec, *, spread: bool = False) -> TrainableModel:
     if family == "omnilmm":
         return _load_omnilmm(checkpoint, spec, spread)
     if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ConfigError(
-            f"model {spec.path}: family {family!r} can answer and label, not train or score pairs; "
-            "policies are LLaVA-1.5 (both layouts), RLAIF-V-7B, OmniLMM-12B and RLAIF-V-12B"
-        )
+        return _load_generic(checkpoint, spec, spread)
     if family == "minicpmv":
         raise ConfigError(
             f"model {spec.path}: family 'minicpmv' is run by the code beside its weights, and only "
@@ -97,6 +75,18 @@ def _load_omnilmm(checkpoint: Checkpoint, spec: ModelSpec, spread: bool) -> Trai
     prompter = make_prompter(checkpoint.folder, module.config)
     return SharedPrefixModel(
         OmniLMM(module), prompter, batch_size=spec.batch_size, eos_ids=(prompter.eos_id,)
+    )
+
+
+def _load_generic(checkpoint: Checkpoint, spec: ModelSpec, spread: bool) -> TrainableModel:
+    source = str(checkpoint.folder)
+    module = load_module(
+        checkpoint, AutoModelForImageTextToText, dtype=spec.dtype, attention="sdpa", spread=spread
+    )
+    processor = load_processor(source)
+    eos_ids = end_tokens(module, processor.tokenizer)
+    return GenericModel(
+        module, processor, batch_size=spec.batch_size, eos_ids=eos_ids, source=source
     )
 
 

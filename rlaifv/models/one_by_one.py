@@ -112,13 +112,13 @@ class OneByOne(abc.ABC):
         return verdicts
 
     @torch.inference_mode()
-    def sequence_logps(self, rows: Sequence[Branches]) -> list[list[Floats]]:
+    def sequence_logps(
+        self, rows: Sequence[Branches], *, max_length: int | None = None
+    ) -> list[list[Floats]]:
         """Per row and answer: log-probability in nats of each answer token, float32 [tokens]."""
         results = []
         for number, row in enumerate(rows):
-            inputs = self._inputs(row.image, row.question, number)
-            answers = [self._words.answer(answer) for answer in row.answers]
-            self._check_length(number, num_tokens(inputs) + max(map(len, answers), default=0))
+            inputs, answers = self._asked(row, number, max_length)
             prefix = self._prefix(inputs, num_tokens(inputs))
             results.append([self._logps(prefix(ids), ids).cpu().numpy() for ids in answers])
         return results
@@ -128,13 +128,11 @@ class OneByOne(abc.ABC):
         self, rows: Sequence[Branches], *, max_length: int | None = None
     ) -> list[list[Tensor]]:
         """The plain way: one full row per answer, nothing shared."""
-        del max_length
         results = []
         for number, row in enumerate(rows):
-            inputs = self._inputs(row.image, row.question, number)
-            answers = [self._words.answer(answer) for answer in row.answers]
+            inputs, answers = self._asked(row, number, max_length)
             start = num_tokens(inputs) - 1
-            full = [self._run(_extended(inputs, ids)).logits_LV[start:] for ids in answers]
+            full = [self._run(extended(inputs, ids)).logits_LV[start:] for ids in answers]
             results.append([self._logps(lv, ids) for lv, ids in zip(full, answers, strict=True)])
         return results
 
@@ -155,19 +153,34 @@ class OneByOne(abc.ABC):
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _check_length(self, row: int, length: int) -> None:
-        if length > self.context:
+    def _asked(
+        self, row: Branches, number: int, max_length: int | None
+    ) -> tuple[Inputs, list[list[int]]]:
+        """The prompt of a row and the tokens of its answers."""
+        inputs = self._inputs(row.image, row.question, number)
+        answers = [self._words.answer(answer) for answer in row.answers]
+        longest = num_tokens(inputs) + max(map(len, answers), default=0)
+        self._check_length(number, longest, max_length)
+        return inputs, answers
+
+    def _check_length(self, row: int, length: int, most: int | None = None) -> None:
+        """Nothing is ever truncated."""
+        limit = min(most or self.context, self.context)
+        if length > limit:
             raise ArtifactError(
-                f"row {row}: prompt, image and answer take {length} tokens, more than {self.context}"
+                f"row {row}: prompt, image and answer take {length} tokens, more than {limit}"
             )
 
     def _run(self, inputs: Inputs, cache: Any = None) -> Run:
-        dtype = self.module.dtype
-        cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-        run = self._forward(cast, cache)
+        run = self._forward(self._cast(inputs), cache)
         if not run.logits_LV[-1].isfinite().all():
             raise ArtifactError(NOT_FINITE)
         return run
+
+    def _cast(self, inputs: Inputs) -> Inputs:
+        """In the module's precision."""
+        dtype = self.module.dtype
+        return {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
 
     def _more(self, tokens: Sequence[int], cache: Any) -> Run:
         """Runs tokens after what `cache` holds, which it extends; their positions follow from it."""
@@ -186,7 +199,7 @@ class OneByOne(abc.ABC):
 
         def continued(tokens: list[int]) -> Tensor:
             if not shareable:
-                return self._run(_extended(first, tokens)).logits_LV[length - 1 :]
+                return self._run(extended(first, tokens)).logits_LV[length - 1 :]
             more = self._more(tokens, copy.deepcopy(run.cache))
             return torch.cat([run.logits_LV[-1:], more.logits_LV])
 
@@ -253,7 +266,7 @@ def _cut(inputs: Inputs, length: int) -> Inputs:
     return {k: v[:, :length] if _is_row(v, whole) else v for k, v in inputs.items()}
 
 
-def _extended(inputs: Inputs, tokens: Sequence[int]) -> Inputs:
+def extended(inputs: Inputs, tokens: Sequence[int]) -> Inputs:
     """The inputs with more text: seen, and of the kind 0 where a family tells kinds apart."""
     whole, extended = num_tokens(inputs), dict(inputs)
     for name, value in inputs.items():

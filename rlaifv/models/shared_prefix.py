@@ -226,13 +226,19 @@ class SharedPrefixModel:
         return self._encode(rows, range(len(rows)), max_length)
 
     def vision_features(self, pixels: Tensor) -> Tensor:
-        """What the vision tower says about images; see `TrainableModel`."""
+        """What the vision tower says about images, before the projector: [I, F, E].
+
+        Without gradients where the tower is frozen. Worth keeping between epochs.
+        """
         return self._side.features(pixels)
 
     def branch_logps(
         self, batch: BranchBatch, *, features: Tensor | None = None
     ) -> list[list[Tensor]]:
-        """Token log-probabilities, one prefix per row; see `TrainableModel`."""
+        """Token log-probabilities, one prefix per row; see `TrainableModel`.
+
+        `features` replaces `vision_features(batch.pixels)`.
+        """
         if features is None:
             features = self._side.features(batch.pixels)
         embeds_BLE = self._side.merge(batch.packed.ids_BL, features, batch.image_of_row_B)

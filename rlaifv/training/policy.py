@@ -12,8 +12,9 @@ from rlaifv.config import ModelSpec, TrainConfig
 from rlaifv.errors import ArtifactError
 from rlaifv.models import load_trainable
 from rlaifv.models.base import Branches
-from rlaifv.models.branches import BranchBatch
+from rlaifv.models.branches import BranchBatch, FullRows
 from rlaifv.models.checkpoint import find_checkpoint
+from rlaifv.models.shared_prefix import SharedPrefixModel
 from rlaifv.records import PreferencePair
 from rlaifv.training.parts import (
     freeze_all_but_language_and_projector,
@@ -54,7 +55,7 @@ class Policy(nn.Module):
         self._engine = load_trainable(spec, spread=False)
         self._source, self._max_length = find_checkpoint(spec).folder, config.max_length
         self.module = self._engine.module
-        self._features = _FeatureCache(self._engine.vision_features, max_bytes=FEATURE_CACHE_BYTES)
+        self._features = _FeatureCache(max_bytes=FEATURE_CACHE_BYTES)
         self._adapted = None
         if config.lora is None:
             freeze_all_but_language_and_projector(self.module)
@@ -78,19 +79,29 @@ class Policy(nn.Module):
         Raises ArtifactError naming the pair that is too long or whose image is broken.
         """
         batch = self._encode(pairs)
+        logps = self._score(batch, pairs)
+        line_M = torch.cat(list(itertools.chain.from_iterable(logps)))
+        return TokenScores(line_M, batch.targets_M, batch.counts)
+
+    def _score(
+        self, batch: BranchBatch | FullRows, pairs: Sequence[PreferencePair]
+    ) -> list[list[Tensor]]:
+        engine = self._engine
+        if not (isinstance(engine, SharedPrefixModel) and isinstance(batch, BranchBatch)):
+            return engine.branch_logps(batch)
         images = {
             number: pair.image.bytes
             for number, pair in zip(batch.image_of_row_B.tolist(), pairs, strict=True)
         }
         features = [
-            self._features.get(images[number], batch.pixels[number : number + 1])
+            self._features.get(
+                images[number], batch.pixels[number : number + 1], engine.vision_features
+            )
             for number in range(len(batch.pixels))
         ]
-        logps = self._engine.branch_logps(batch, features=torch.cat(features))
-        line_M = torch.cat(list(itertools.chain.from_iterable(logps)))
-        return TokenScores(line_M, batch.targets_M, batch.counts)
+        return engine.branch_logps(batch, features=torch.cat(features))
 
-    def _encode(self, pairs: Sequence[PreferencePair]) -> BranchBatch:
+    def _encode(self, pairs: Sequence[PreferencePair]) -> BranchBatch | FullRows:
         try:
             return self._engine.encode_branches(
                 [_row(pair) for pair in pairs], max_length=self._max_length
@@ -139,16 +150,16 @@ class _FeatureCache:
     batch has: a resumed run computes the same bits.
     """
 
-    def __init__(self, compute: Callable[[Tensor], Tensor], *, max_bytes: int) -> None:
-        self._compute, self._free_bytes = compute, max_bytes
+    def __init__(self, *, max_bytes: int) -> None:
+        self._free_bytes = max_bytes
         self._features: dict[bytes, Tensor] = {}
 
-    def get(self, image: bytes, pixels: Tensor) -> Tensor:
+    def get(self, image: bytes, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Features [1, F, E] of one image, on the device of its `pixels`."""
         kept = self._features.get(image)
         if kept is not None:
             return kept.to(pixels.device)
-        features = self._compute(pixels).detach()
+        features = compute(pixels).detach()
         if (size := features.nbytes) <= self._free_bytes:
             self._free_bytes -= size
             self._features[image] = features.cpu()

@@ -78,9 +78,11 @@ def recipe_findings(root: Store, config: RunConfig) -> Iterator[Line]:
         yield Line(check=need.key, outcome=outcome, text=text)
     if not config.respond.benchmarks:
         chosen = (
-            "held-out questions choose" if holds_out(config) else "the last checkpoint is taken"
+            "held-out questions choose, and their figures are shown"
+            if holds_out(config)
+            else "the last checkpoint is taken, and nothing is measured"
         )
-        text = f"none named: {chosen}, and the figures shown are theirs"
+        text = f"none named: {chosen}"
         yield Line(check="respond.benchmarks", outcome="note", text=text)
 
 

@@ -104,8 +104,11 @@ def _compare(flags: argparse.Namespace) -> int:
 
 def _doctor(flags: argparse.Namespace) -> int:
     from controller.doctor import diagnose, diagnosis_text
+    from rlaifv.recipes import Wishes, build_config
 
-    diagnosis = diagnose(flags.root, recipe=flags.recipe)
+    asked = flags.recipe or flags.config or flags.set
+    wishes = Wishes(flags.recipe or "demo", flags.config, tuple(flags.set))
+    diagnosis = diagnose(flags.root, build_config(wishes) if asked else None)
     print(diagnosis.model_dump_json(indent=1) if flags.json else diagnosis_text(diagnosis))
     return 0 if diagnosis.healthy else ConfigError.exit_code
 

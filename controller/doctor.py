@@ -7,11 +7,11 @@ from typing import Literal, NamedTuple
 
 from controller.places import MODELS
 from controller.tables import Column, render
+from rlaifv.benchmarks.language import NltkTools
 from rlaifv.config import ModelSpec, RunConfig
-from rlaifv.errors import ArtifactError, ConfigError
-from rlaifv.pipeline import holds_out
+from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
+from rlaifv.pipeline import holds_out, labels_grades
 from rlaifv.places import local_path
-from rlaifv.recipes import Wishes, build_config
 from rlaifv.records import Record
 from rlaifv.store import COMPLETE, Store, open_store, probe
 
@@ -46,12 +46,11 @@ class Need(NamedTuple):
     revision: str | None = None
 
 
-def diagnose(root: str, *, recipe: str | None = None) -> Diagnosis:
-    """Every probe of the store, then what a run of `recipe` lacks on this machine.
+def diagnose(root: str, config: RunConfig | None = None) -> Diagnosis:
+    """Every probe of the store, then what a run of `config` lacks on this machine.
 
-    Raises ConfigError for a root or recipe that cannot be meant.
+    Raises ConfigError for a root that cannot be meant.
     """
-    config = build_config(Wishes(recipe=recipe)) if recipe else None
     store = open_store(root)
     lines = [Line(check=f.check, outcome=f.outcome, text=f.text) for f in probe(store)]
     if config is not None:
@@ -68,14 +67,22 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
     return f"{render(columns, rows)}\n{diagnosis.root}: {verdict}"
 
 
+def check_before_local_run(root: str, config: RunConfig) -> None:
+    """Raises ConfigError that lists everything the configuration names and this machine lacks."""
+    found = recipe_findings(open_store(root), config)
+    if lacking := [f"{line.check}: {line.text}" for line in found if line.outcome == "fail"]:
+        raise ConfigError("the run cannot go far:\n  " + "\n  ".join(lacking))
+
+
 def recipe_findings(root: Store, config: RunConfig) -> Iterator[Line]:
-    """One line per thing that the configuration names."""
+    """One line per thing that the configuration names, and per language resource it needs."""
     for need in _needs(config):
         try:
             outcome, text = _look(root, need)
         except (ConfigError, ArtifactError) as error:
             outcome, text = "fail", str(error)
         yield Line(check=need.key, outcome=outcome, text=text)
+    yield from _language_findings(config)
     if not config.respond.benchmarks:
         chosen = (
             "held-out questions choose, and their figures are shown"
@@ -86,17 +93,40 @@ def recipe_findings(root: Store, config: RunConfig) -> Iterator[Line]:
         yield Line(check="respond.benchmarks", outcome="note", text=text)
 
 
-def _needs(config: RunConfig) -> Iterator[Need]:
-    yield _model("policy", config.policy)
-    if config.claim.model.family != "rules":
-        yield _model("claim.model", config.claim.model)
-    yield _model("verify.labeller", config.verify.labeller)
-    yield Need("prepare.source", config.prepare.source, "source")
-    named = {
-        "prepare.questions": config.prepare.questions,
-        "claim.split_prompt": config.claim.split_prompt,
-        "claim.question_prompt": config.claim.question_prompt,
+def _language_findings(config: RunConfig) -> Iterator[Line]:
+    """NLTK's data for what is scored by objects: hours of sampling come before the first score."""
+    wanted = {
+        f"benchmark {one.name}.nltk_data": (one.nltk_data, one.mode == "chair")
+        for one in config.respond.benchmarks
+        if one.kind == "object_halbench"
     }
+    if (held_out := holds_out(config)) and held_out.coco is not None:
+        wanted["choose.held_out.nltk_data"] = (held_out.nltk_data, True)
+    for key, (folder, tagger) in wanted.items():
+        try:
+            NltkTools(None if folder is None else Path(local_path(folder))).check(tagger=tagger)
+        except ModuleNotFoundError as error:
+            yield Line(check=key, outcome="note", text=f"{error}; not looked for on this machine")
+        except RlaifvError as error:
+            yield Line(check=key, outcome="fail", text=str(error))
+        else:
+            yield Line(check=key, outcome="ok", text="what `grade` reads is found")
+
+
+def _needs(config: RunConfig) -> Iterator[Need]:
+    """Of the stages that the run has."""
+    stages, named = set(config.stages), dict[str, str | None]()
+    yield _model("policy", config.policy)
+    if "verify" in stages or labels_grades(config):
+        yield _model("verify.labeller", config.verify.labeller)
+    if "claim" in stages or labels_grades(config):
+        if config.claim.model.family != "rules":
+            yield _model("claim.model", config.claim.model)
+        named["claim.split_prompt"] = config.claim.split_prompt
+        named["claim.question_prompt"] = config.claim.question_prompt
+    if "prepare" in stages:
+        yield Need("prepare.source", config.prepare.source, "source")
+        named["prepare.questions"] = config.prepare.questions
     for one in config.respond.benchmarks:
         key = f"benchmark {one.name}"
         named |= {

@@ -72,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="prove that a root keeps what a run relies on")
     _root_flag(doctor)
     doctor.add_argument("--recipe", help="also: what a run of this recipe lacks here")
+    doctor.add_argument("--config", type=Path, metavar="FILE", help="YAML laid over the recipe")
+    _set_flag(doctor)
     doctor.add_argument("--json", action="store_true", help=JSON_HELP)
     completion = commands.add_parser("completion", help="a script for your shell's TAB key")
     completion.add_argument("shell", choices=SHELLS, help="whose script to print")

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
+from controller.doctor import check_before_local_run
 from controller.executors.base import Executor
 from controller.executors.choose import ExecutorSettings, open_platform
 from controller.executors.local import LocalSettings
@@ -68,6 +69,8 @@ def run_config(
     local = LocalSettings(
         place.folder, order.workers, order.threads, order.isolated, order.processes
     )
+    if order.executor == "local" and not place.store.exists(CONFIG):
+        check_before_local_run(order.root, config)
     platform = open_platform(ExecutorSettings(order.executor, local, order.cluster), place, config)
     shared = not isinstance(place.store.backend, LocalBackend)
     if shared and (warning := check_before_run(place.store)):  # raises where data would be lost

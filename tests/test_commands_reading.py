@@ -13,7 +13,7 @@ from controller.pair import ShownPair
 from controller.verify import Verification
 from rlaifv.config import BenchmarkSpec, ModelSpec
 from rlaifv.pipeline import Shard, part_key
-from rlaifv.recipes import demo
+from rlaifv.recipes import demo, evaluation
 from rlaifv.records import Claim
 from rlaifv.store import open_store
 from tests.commands_support import command, finished_run, keeping_config
@@ -260,3 +260,35 @@ def test_a_recipe_without_its_files_is_78(tmp_path: Path, capsys: Capture) -> No
     assert "no such recipe" in capsys.readouterr().err
     assert command("doctor", "--recipe", "paper", root=tmp_path) == 78
     assert "benchmarks/mmhal.jsonl: no such file" in printed(capsys)
+
+
+def test_the_doctor_takes_the_configuration_of_a_run(tmp_path: Path, capsys: Capture) -> None:
+    given = ("--set", "verify.labeller.path=./gone")
+    assert command("doctor", *given, root=tmp_path) == 78
+    assert "./gone: no such file or folder" in printed(capsys)
+
+
+def test_a_new_local_run_says_at_once_what_it_lacks(tmp_path: Path, capsys: Capture) -> None:
+    coco = tmp_path / "coco"
+    coco.mkdir()
+    given = {
+        "verify.labeller.path": "./gone",
+        "respond.benchmarks": "[]",
+        "choose.rule": "held_out",
+        "choose.held_out": f"{{coco: {coco}, images: {coco}, nltk_data: {tmp_path}}}",
+    }
+    flags = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    assert command("run", *flags, root=tmp_path / "root") == 78
+    said = capsys.readouterr().err
+    assert "verify.labeller.path: ./gone: no such file or folder" in said
+    assert "choose.held_out.nltk_data: NLTK resource" in said
+    assert not list((tmp_path / "root").rglob("config.json"))  # the name is still free
+
+
+def test_what_a_run_without_those_stages_names_is_not_asked_for(tmp_path: Path) -> None:
+    labeller = ModelSpec(path="./gone")
+    config = evaluation("package:rlaifv.demo/policy", ())
+    verify = config.verify.model_copy(update={"labeller": labeller})
+    config = config.model_copy(update={"verify": verify})
+    found = {line.check for line in recipe_findings(open_store(str(tmp_path)), config)}
+    assert found == {"policy.path", "respond.benchmarks"}

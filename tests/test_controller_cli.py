@@ -66,6 +66,7 @@ def test_what_killed_stages_left_is_gone_when_a_run_is_done(
         return code
 
     monkeypatch.setattr("controller.run.drive_run", drive)
+    monkeypatch.setattr("controller.run.check_before_local_run", lambda *_: None)
     for code, left in [(75, 1), (0, 0)]:
         assert run_config(order, CONFIG_2) == code
         assert len(list(tmp_path.rglob(".tmp-*"))) == left
@@ -119,7 +120,7 @@ def test_flags_only_change_on_purpose() -> None:
         "show": "--iteration --json --limit --root --where names what",
         "lineage": "--iteration --json --root run what",
         "verify": "--json --root run",
-        "doctor": "--json --recipe --root",
+        "doctor": "--config --json --recipe --root --set",
         "export": "--format --iteration --root --to run what",
         "fork": "--from --root --set new run",
         "gc": "--delete --json --older-than --root run",

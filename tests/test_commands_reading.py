@@ -275,7 +275,7 @@ def test_a_new_local_run_says_at_once_what_it_lacks(tmp_path: Path, capsys: Capt
         "verify.labeller.path": "./gone",
         "respond.benchmarks": "[]",
         "choose.rule": "held_out",
-        "choose.held_out": f"{{coco: {coco}, images: {coco}, nltk_data: {tmp_path}}}",
+        "choose.held_out": f"{{coco: {coco}, images: {coco}, vocabulary: {coco}, nltk_data: {tmp_path}}}",
     }
     flags = [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
     assert command("run", *flags, root=tmp_path / "root") == 78

@@ -18,11 +18,11 @@ if __name__ == "__main__":
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -207,42 +207,54 @@ class GpuWatch:
                 self._seen.append(float(done.stdout))
 
 
-def run_stage(run: Store, stage: str) -> Timing:
-    """One stage as a process of its own; raises SystemExit with its log when it fails."""
+def run_stage(run: Store, stage: str, folder: Path) -> Timing:
+    """One stage as a process of its own; raises SystemExit with its log when it fails.
+
+    Leaves `STAGE.log` and `STAGE.json` in the folder; what has been timed is not run again.
+    """
+    folder.mkdir(exist_ok=True)
+    timed, log = folder / f"{stage}.json", folder / f"{stage}.log"
+    if timed.exists():
+        return Timing(**json.loads(timed.read_text()))
     arguments = ["--run", str(run), "--iteration", "0", "--shard", "0/1"]
     command = [sys.executable, "-m", f"jobs.{stage}", *arguments]
-    with tempfile.TemporaryFile() as said, GpuWatch() as watch:
+    with log.open("wb") as said, GpuWatch() as watch:
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=said, stderr=said)  # noqa: S603
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - started
-        if process.returncode:
-            said.seek(0)
-            text = said.read().decode(errors="replace")[-4000:]
-            raise SystemExit(f"{stage} ended with {process.returncode}:\n{text}")
+    if process.returncode:
+        text = log.read_text(errors="replace")[-4000:]
+        raise SystemExit(f"{stage} ended with {process.returncode}:\n{text}")
     provenance = run.provenance(done_key(0, stage, Shard(0, 1)))
     cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
-    rows = provenance.rows
-    return Timing(stage, rows, seconds, provenance.seconds, watch.busy, cpu, peak)
+    rows, inside = provenance.rows, provenance.seconds
+    timing = Timing(stage, rows, seconds, inside, watch.busy, cpu, peak)
+    timed.write_text(json.dumps(timing._asdict()))
+    return timing
 
 
 def iteration(folder: Path, options: argparse.Namespace) -> Iterator[Timing]:
-    """Everything, in a folder that must have no run yet."""
+    """Everything; a folder with a run is gone on with, from the first stage that is not timed."""
     shape = TINY if options.tiny else SEVEN_B
     dtype = torch.float32 if options.tiny else torch.bfloat16
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started, model = time.monotonic(), folder / "model"
     if not model.exists():  # a second run measures with the same weights
-        save_model(model, shape, device, dtype)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        making = multiprocessing.get_context("spawn").Process(
+            target=save_model, args=(model, shape, device, dtype)
+        )  # or this process's peak of memory would be inherited by those that are measured
+        making.start()
+        making.join()
+        if making.exitcode:
+            raise SystemExit(f"the weights were not written: exit code {making.exitcode}")
     print(f"weights written in {time.monotonic() - started:.1f} s", flush=True)
     source = make_source(folder / "source", options.instructions)
     run = open_store(str(folder / "run"))
     run.write_json_once(CONFIG, configuration(model, source, options))
     for stage in TIMED:
-        yield run_stage(run, stage)
+        yield run_stage(run, stage, folder / "timings")
 
 
 def line(timing: Timing) -> str:

@@ -2,7 +2,8 @@
 
 A command stands in a fenced `sh` block. It is run by `make docs-run` unless it ends with
 `# needs ...` or its block begins with such a line; then it is only parsed. Inline code that begins
-with `python -m` or `make` is parsed too.
+with `python -m` or `make` is parsed too, except in the generated table of files: those are words of
+docstrings.
 """
 
 import argparse
@@ -25,15 +26,12 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "ARCHITECTURE.md",
     ROOT / "PERFORMANCE.md",
-    *sorted(
-        page
-        for page in (ROOT / "docs").glob("*.md")
-        if page.name not in ("command-reference.md", "files.md")
-    ),
+    *sorted(p for p in (ROOT / "docs").glob("*.md") if p.name != "command-reference.md"),
 ]
 OTHERS = {"torchrun", "docker", "kubectl", "aws", "duckdb", "."}
 """Programs that are not ours; whatever they run of ours is parsed."""
 _FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILES = re.compile(r"<!-- generated: files -->.*?<!-- end -->", re.DOTALL)
 _INLINE = re.compile(r"`((?:python -m|make) [^`]+)`")
 _NEEDS = re.compile(r"(?:^|\s)# needs ")
 _STARTS = re.compile(r"\s*(?:\w+=\S+ )*(?:python -m|make|torchrun|docker|kubectl) ", re.MULTILINE)
@@ -67,7 +65,7 @@ def commands(page: Path) -> Iterator[Command]:
             if line.strip() and not line.startswith("#"):
                 needs = marked or bool(_NEEDS.search(line))
                 yield Command(page, first, line, runs=not needs, marked=needs)
-    for span in _INLINE.finditer(_FENCE.sub("", text)):
+    for span in _INLINE.finditer(_FENCE.sub("", _FILES.sub("", text))):
         number = text.count("\n", 0, text.index(span[0])) + 1
         yield Command(page, number, " ".join(span[1].split()), runs=False)
 

@@ -200,9 +200,9 @@ def pair_metrics(logps: PairLogps, *, beta: float) -> PairMetrics:
 def reference_kl(policy_T: Tensor, reference_T: Tensor) -> Tensor:
     """Estimate of KL(reference || policy) in nats per token, scalar, without gradient.
 
-    Mean over tokens drawn from the reference of (r - 1) - log r with r = policy / reference: never
-    negative, and unbiased because each pair's answers were sampled from the reference
-    (J. Schulman, "Approximating KL divergence", 2020, estimator k3).
+    Mean over tokens of (r - 1) - log r with r = policy / reference: never negative, and unbiased
+    only for tokens drawn from the reference (J. Schulman, "Approximating KL divergence", 2020,
+    estimator k3). On answers of another model it is a distance on them, no KL: docs/training.md.
     """
     log_ratio_T = (policy_T - reference_T).detach()
     return (torch.expm1(log_ratio_T) - log_ratio_T).mean()
@@ -211,8 +211,8 @@ def reference_kl(policy_T: Tensor, reference_T: Tensor) -> Tensor:
 def length_drift(logps: PairLogps, extra_tokens_P: Tensor) -> Tensor:
     """Change of the expected answer length in tokens, policy against reference, [P].
 
-    `extra_tokens_P`: tokens of the chosen answer minus those of the rejected one. Both were sampled
-    from the reference, so policy / reference are importance weights; normalised over the pair, the
-    chosen answer has sigmoid(delta) where the reference has 1/2. Positive: longer answers win.
+    `extra_tokens_P`: tokens of the chosen answer minus those of the rejected one. Where both were
+    sampled from the reference, policy / reference are importance weights; normalised over the pair,
+    the chosen answer has sigmoid(delta) where it had 1/2. Positive: longer answers win.
     """
     return (logps.deltas().detach().sigmoid() - 0.5) * extra_tokens_P

@@ -21,7 +21,7 @@ class StepMetrics(NamedTuple):
     drift_chosen: float
     """Policy minus reference log-probability of the chosen answers."""
     kl: float
-    """KL(reference || policy) per token, estimated on both answers."""
+    """KL(reference || policy) per token, estimated as if the reference wrote both answers."""
     length_drift: float
     """Expected answer length in tokens, policy minus reference, estimated on both answers."""
     learning_rate: float

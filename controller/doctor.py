@@ -13,6 +13,7 @@ from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
 from rlaifv.pipeline import holds_out, labels_grades
 from rlaifv.places import local_path
 from rlaifv.records import Record
+from rlaifv.sources import held_out_rows, iteration_rows, open_source
 from rlaifv.store import COMPLETE, Store, open_store, probe
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -82,6 +83,8 @@ def recipe_findings(root: Store, config: RunConfig) -> Iterator[Line]:
         except (ConfigError, ArtifactError) as error:
             outcome, text = "fail", str(error)
         yield Line(check=need.key, outcome=outcome, text=text)
+    if "prepare" in config.stages and Path(local_path(config.prepare.source)).exists():
+        yield _rows_of_source(config)
     yield from _language_findings(config)
     if not config.respond.benchmarks:
         chosen = (
@@ -91,6 +94,24 @@ def recipe_findings(root: Store, config: RunConfig) -> Iterator[Line]:
         )
         text = f"none named: {chosen}"
         yield Line(check="respond.benchmarks", outcome="note", text=text)
+
+
+def _rows_of_source(config: RunConfig) -> Line:
+    """Whether the last iteration finds instructions that none before has taken."""
+    held_out = holds_out(config)
+    try:
+        count = len(open_source(config.prepare))
+        aside = 0
+        if held_out is not None and held_out.coco is None:
+            aside = len(held_out_rows(count, held_out.num_instructions, seed=config.seed))
+        last = config.iterations - 1
+        iteration_rows(count, config.prepare, seed=config.seed, iteration=last, held_out=aside)
+    except RlaifvError as error:
+        return Line(
+            check="prepare.source", outcome="fail", text=str(error).removeprefix("prepare.source: ")
+        )
+    text = f"{count} rows, for {config.iterations} iterations"
+    return Line(check="prepare.source", outcome="ok", text=text)
 
 
 def _language_findings(config: RunConfig) -> Iterator[Line]:

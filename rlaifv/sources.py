@@ -82,7 +82,7 @@ def iteration_rows(
         if start >= num_rows:
             raise ConfigError(
                 f"prepare.source: {config.source} has {num_rows} rows{aside}, and iterations 0 to "
-                f"{iteration - 1} took {config.instructions_per_iteration} each: none is left for "
+                f"{iteration - 1} take {config.instructions_per_iteration} each: none is left for "
                 f"iteration {iteration}; give more data, fewer iterations, or set "
                 "prepare.when_exhausted=reuse"
             )

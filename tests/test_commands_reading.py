@@ -285,6 +285,18 @@ def test_a_new_local_run_says_at_once_what_it_lacks(tmp_path: Path, capsys: Capt
     assert not list((tmp_path / "root").rglob("config.json"))  # the name is still free
 
 
+def test_a_source_with_too_few_rows_for_all_iterations_is_refused_before_the_first(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    source = tmp_path / "few.jsonl"
+    source.write_text('{"question": "What?", "image": "a.png"}\n' * 5)
+    flags = ("--set", f"prepare.source={source}", "--set", "prepare.instructions_per_iteration=2")
+    assert command("run", *flags, root=tmp_path / "root") == 78
+    assert "has 5 rows, and iterations 0 to 2 take 2 each" in capsys.readouterr().err
+    assert command("doctor", *flags, "--set", "iterations=3", root=tmp_path / "root") == 0
+    assert "5 rows, for 3 iterations" in printed(capsys)
+
+
 def test_what_a_run_without_those_stages_names_is_not_asked_for(tmp_path: Path) -> None:
     labeller = ModelSpec(path="./gone")
     config = evaluation("package:rlaifv.demo/policy", ())

@@ -244,7 +244,7 @@ def test_slices_are_disjoint_seeded_and_together_the_source() -> None:
 
 def test_an_exhausted_source_stops_with_the_numbers() -> None:
     config = prepare_config("x", instructions_per_iteration=4)
-    with pytest.raises(ConfigError, match="has 8 rows, and iterations 0 to 1 took 4 each"):
+    with pytest.raises(ConfigError, match="has 8 rows, and iterations 0 to 1 take 4 each"):
         iteration_rows(8, config, seed=0, iteration=2)
 
 

@@ -51,6 +51,11 @@ def shown(uri: str, key: str) -> str:
     return str(local_path(full)) if full.startswith("file:") else full
 
 
+def typed(uri: str) -> str:
+    """A run as one would type it here."""
+    return shown_here(shown(uri, "").rstrip("/"))
+
+
 def shown_here(path: str) -> str:
     """A path below the working directory relative to it; still with a `/`, so that it is a path."""
     here = f"{Path.cwd()}/"

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from controller.loop import Progress, Watcher
-from controller.plan import ShardId, ShardState
+from controller.plan import CONFIG_EXIT, DATA_EXIT, ShardId, ShardState
 from controller.summary import percent, report_metric
+from controller.tables import folded, room
 from rlaifv.config import RunConfig
 from rlaifv.pipeline import STAGES, num_shards
 from rlaifv.records import Choice
 from rlaifv.store import Manifest
 
 ERASE = "\r\x1b[K"
-WIDTH = 100
+INDENT = " " * 8
+"""Under the text of a line, beside its minutes."""
 
 
 class Console(Watcher):
@@ -32,7 +34,7 @@ class Console(Watcher):
         for line in (*self._new_failures(progress), *self._new_waits(progress)):
             self.say(line)
         if self._live:
-            self._stream.write(f"{ERASE}{self._line(progress)[:WIDTH]}")
+            self._stream.write(f"{ERASE}{self._line(progress)[: room() - 1]}")
             self._stream.flush()
 
     def stage_done(self, iteration: int, manifest: Manifest) -> None:
@@ -46,15 +48,18 @@ class Console(Watcher):
 
     def chosen(self, iteration: int, choice: Choice) -> None:
         value = report_metric(self._config, choice.metrics, "response_hallucination")
-        figures = f"; response-level hallucination {percent(value)}" if value is not None else ""
+        figures = f"; {percent(value)} of answers hallucinate" if value is not None else ""
         what = f"step {choice.step}" if choice.step else choice.reason
+        if not choice.step and choice.candidates[1:]:  # compared: the reason is long
+            what = "the policy stays"
         self.say(f"iteration {iteration}  choose   {what}{figures}")
 
     def say(self, line: str) -> None:
         """One lasting line, with the minutes since the start."""
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         erase = ERASE if self._live else ""
-        self._stream.write(f"{erase}{minutes:3d}:{seconds:02d}  {line}\n")
+        text = folded(f"{minutes:3d}:{seconds:02d}  {line}", INDENT)
+        self._stream.write(f"{erase}{text}\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -69,7 +74,9 @@ class Console(Watcher):
                 continue
             if self._failures.get(identity) != shard.attempts:
                 self._failures[identity] = shard.attempts
-                yield f"{identity}: attempt {shard.attempts} {ending(shard)}: {shard.reason}"
+                last = shard.exit_code in (CONFIG_EXIT, DATA_EXIT)  # the run's end gives the reason
+                reason = "" if last else f": {shard.reason}"
+                yield f"{identity}: attempt {shard.attempts} {ending(shard)}{reason}"
 
     def _new_waits(self, progress: Progress) -> Iterator[str]:
         """What a stage waits for, once: quota, nodes, images (`<what>: <details>`)."""
@@ -101,4 +108,4 @@ class Console(Watcher):
 def ending(shard: ShardState) -> str:
     """How the last attempt of a shard ended, in words."""
     code = shard.exit_code or 0
-    return f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
+    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -1,7 +1,6 @@
 """`python -m controller run`: builds the configuration, holds the run, drives it to its end."""
 
 import contextlib
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -15,12 +14,13 @@ from controller.executors.choose import ExecutorSettings, open_platform
 from controller.executors.local import LocalSettings
 from controller.journal import JournalWriter
 from controller.loop import Guard, Loop, Watchers, unguarded
-from controller.places import RunPlace, run_place, shown
+from controller.places import RunPlace, run_place, shown, shown_here, typed
 from controller.plan import Planner, Stop
 from controller.progress import Console
 from controller.report.build import REPORT, write_report
-from controller.status import clear_stop, note_stop
+from controller.status import clear_stop, note_stop, shown_command
 from controller.summary import caveat, table, write_summary
+from controller.tables import folded, folded_command
 from rlaifv.choosing import choose_checkpoint
 from rlaifv.config import RunConfig
 from rlaifv.config_values import changed_fields
@@ -139,7 +139,7 @@ def drive_run(
         console.close()
         executor.close()
         _say("stopped; nothing that was finished is lost")
-        _say(f"go on with: {shlex.join(order.command)}")
+        _say(f"go on with:\n{folded_command(order.command)}")
         return 130 if isinstance(interrupt, KeyboardInterrupt) else 143
     finally:
         executor.close()
@@ -153,13 +153,13 @@ def _end(stop: Stop, config: RunConfig, *, run: Store, command: tuple[str, ...])
     if entries:
         write_report(run, config)
         print(table(entries, caveat(config)))
-        print(f"report: {shown(str(run), REPORT)}")
+        print(f"report: {shown_here(shown(str(run), REPORT))}")
     if stop.exit_code == 0:
         return 0
     note_stop(run, stop)
-    _say(f"the run stopped: {stop.reason}")
-    _say(f"more: python -m controller status {shlex.quote(str(run))}")
-    _say(f"once that is mended, go on with: {shlex.join(command)}")
+    _say(folded(f"the run stopped: {stop.reason}", "  "))
+    _say(f"more: {shown_command('status', typed(str(run)))}")
+    _say(f"once that is mended, go on with:\n{folded_command(command)}")
     # From 128 on, who reads it thinks of a signal.
     return stop.exit_code if 0 < stop.exit_code < 128 else 1
 

@@ -1,13 +1,12 @@
 """What `status` prints: one screen, and what to do next."""
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from controller.journal import NO_SHARD
 from controller.paint import PLAIN, Colour, Paint, duration, paint_for, rate, safe
-from controller.places import RunPlace, shown, shown_here
+from controller.places import RunPlace, typed
 from controller.status import (
     EXIT_CODES,
     LastError,
@@ -18,13 +17,11 @@ from controller.status import (
     shown_command,
 )
 from controller.summary import table
-from controller.tables import Column, render
+from controller.tables import Column, folded, render, room
 from rlaifv.pipeline import STAGES
 from rlaifv.store import LocalBackend
 
 WATCH_S, WATCH_BUCKET_S = 2.0, 15.0
-WIDE = 120
-"""Columns of what is no terminal."""
 HOME = "\x1b[H\x1b[J"
 """Cursor to the top left, and everything below erased."""
 MARKS: dict[RunState, Colour] = {
@@ -115,9 +112,9 @@ def _grid(status: RunStatus, paint: Paint) -> str:
     ]
     texts = [[text for text, _ in row] for row in cells]
     plain = render(columns, texts).split("\n")
-    if len(plain[1]) > shutil.get_terminal_size((WIDE, 40)).columns:
+    if len(plain[1]) > room():
         columns[0] = Column("iter")
-        plain = render(columns, texts, gap=1).split("\n")
+        plain = render(columns, texts).split("\n")
     lines = [paint(plain[0], "bold"), paint(plain[1], "dim")]
     for line, row in zip(plain[2:], cells, strict=True):
         lines.append(_coloured(line, row, paint))
@@ -197,7 +194,7 @@ def _error(status: RunStatus, error: LastError, paint: Paint) -> str:
     place = f"iteration {error.iteration} {error.stage} shard {error.shard}: "
     if error.ended_the_run or error.stage is None:
         place = ""
-    lines.append(f"  {safe(place + error.reason)}")
+    lines.append(f"  {folded(safe(place + error.reason), '  ')}")
     if error.stage is not None and error.shard not in (None, NO_SHARD):
         where = ("--iteration", str(error.iteration), "--shard", str(error.shard))
         lines.append(
@@ -214,7 +211,7 @@ def _ended(code: int) -> str:
 
 def _name(status: RunStatus) -> str:
     """As one would type it here."""
-    return shown_here(shown(status.run, "").rstrip("/"))
+    return typed(status.run)
 
 
 def _advice(status: RunStatus, paint: Paint) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
-from controller.tables import Column, render
+from controller.tables import Column, folded, render
 from rlaifv.benchmarks.labelled import REJECTED_ANSWERS, REJECTED_CLAIMS
 from rlaifv.benchmarks.of_run import selecting
 from rlaifv.config import RunConfig
@@ -103,19 +103,19 @@ def write_summary(run: Store, config: RunConfig) -> list[Entry]:
 
 
 def table(entries: Sequence[Entry], note: str = "") -> str:
-    """The same for people, the untrained policy first, a note below."""
+    """The same for people in 80 columns, the untrained policy first, a note below."""
     columns = (
         Column("iteration"),
         Column("checkpoint"),
-        Column("response-level", right=True),
-        Column("mention-level", right=True),
+        Column("response", right=True),
+        Column("mention", right=True),
         Column("recall", right=True),
-        Column("mean length", right=True),
+        Column("words", right=True),
         Column("pairs", right=True),
     )
     ordered = sorted(entries, key=lambda one: -1 if one.iteration is None else one.iteration)
     lines = render(columns, [_cells(entry) for entry in ordered])
-    return f"{lines}\n{note}" if note else lines
+    return f"{lines}\n{folded(note)}" if note else lines
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def _cells(entry: Entry) -> tuple[str, ...]:
         percent(entry.response_hallucination),
         percent(entry.mention_hallucination),
         percent(entry.recall),
-        "-" if entry.mean_words is None else f"{entry.mean_words:.1f} words",
+        "-" if entry.mean_words is None else f"{entry.mean_words:.1f}",
         "-" if untrained else str(entry.pairs),
     )
 

@@ -192,7 +192,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     place = start(tmp_path)
     executor = Interrupted(place.store, CONFIG_2, rng=random.Random(1))
     assert drive_run(ORDER, CONFIG_2, place=place, executor=executor) == 130
-    assert "go on with: python -m controller run --name 'my run'" in capsys.readouterr().err
+    assert "go on with:\n  python -m controller run --name 'my run'" in capsys.readouterr().err
     assert status_of(place).state == "interrupted"
     assert finish(place) == 0
 
@@ -227,7 +227,8 @@ def test_a_damaged_artifact_ends_the_run_with_its_name(
     key = "iteration-0/instructions/00000-of-00002.parquet"
     place.store.write_bytes(key, b"half a file")
     assert finish(place) == 65
-    assert f"{key}: not a complete Parquet file" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())  # as long a line as it takes
+    assert f"{key}: not a complete Parquet file" in said
 
 
 def test_status_of_a_run_that_somebody_drives_is_running(tmp_path: Path) -> None:
@@ -381,5 +382,6 @@ def test_a_signal_ends_the_stages_too(tmp_path: Path, number: int, code: int) ->
         process.send_signal(number)
         err = process.stderr.read()
     assert process.returncode == code
-    assert f"go on with: python -m controller run --isolated --root {tmp_path}" in err
+    typed = " ".join(err.replace("\\\n", "").split())
+    assert f"go on with: python -m controller run --isolated --root {tmp_path}" in typed
     assert not is_held(tmp_path / "demo")

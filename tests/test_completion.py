@@ -60,17 +60,7 @@ def test_a_shell_may_ask_about_any_words(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_tab_in_an_interactive_bash(tmp_path: Path) -> None:
     """Types three commands, each with a TAB in it, and reads what bash then runs."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin/python").symlink_to(sys.executable)
     (tmp_path / "a-file.yaml").write_text("")
-    (tmp_path / "tab.sh").write_text(SCRIPTS["bash"])
-    environment = {
-        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{ROOT}:{':'.join(sys.path)}",
-        "HOME": str(tmp_path),
-        "TERM": "dumb",
-        "PS1": "> ",
-    }
     typed = [
         ("source ./tab.sh; PS1=ready:\n", "ready:"),
         ("python -m controller fork demo new --from trai\t", "--from train "),
@@ -79,10 +69,53 @@ def test_tab_in_an_interactive_bash(tmp_path: Path) -> None:
         ("\n", "complete -o bashdefault -o default -F _rlaifv_controller python python3"),
         ("python -m controller run --config a-f\t", "--config a-file.yaml "),
     ]
+    _type(["bash", "--norc", "--noprofile", "-i"], typed, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh on this machine")
+def test_tab_in_an_interactive_zsh(tmp_path: Path) -> None:
+    typed = [
+        ("autoload -U compinit && compinit -u -D; source ./tab.sh; PS1=ready:\n", "ready:"),
+        ("python -m controller stat\t", "status "),
+        ("\x15python -m controller run --recipe omni\t", "--recipe omnilmm_12b"),
+    ]
+    _type(["zsh", "-f", "-i"], typed, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish on this machine")
+@pytest.mark.parametrize(
+    ("line", "proposed"),
+    [("stat", "status"), ("run --rec", "--recipe"), ("run --recipe omni", "omnilmm_12b")],
+)
+def test_what_fish_proposes(line: str, proposed: str, tmp_path: Path) -> None:
+    environment = _environment(tmp_path, "fish")
+    asks = f"source tab.sh; complete -C 'python -m controller {line}'"
+    command = ["fish", "--no-config", "-c", asks]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == ([proposed], "")
+
+
+def _environment(folder: Path, shell: str) -> dict[str, str]:
+    """Of a shell in `folder`, with this interpreter as `python` and the script as tab.sh."""
+    (folder / "bin").mkdir()
+    (folder / "bin/python").symlink_to(sys.executable)
+    (folder / "tab.sh").write_text(SCRIPTS[shell])
+    return {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}:{':'.join(sys.path)}",
+        "HOME": str(folder),
+        "TERM": "dumb",
+        "PS1": "> ",
+    }
+
+
+def _type(shell: list[str], typed: list[tuple[str, str]], folder: Path) -> None:
+    """Types each entry into an interactive shell and waits for what must then be on the screen."""
+    environment = _environment(folder, shell[0])
     child, terminal = pty.fork()
     if child == 0:
-        os.chdir(tmp_path)
-        os.execve("/bin/bash", ["bash", "--norc", "--noprofile", "-i"], environment)  # noqa: S606
+        os.chdir(folder)
+        os.execvpe(shell[0], shell, environment)  # noqa: S606
     try:
         for keys, awaited in typed:
             os.write(terminal, keys.encode())

@@ -1,5 +1,6 @@
 """What `status` prints: one screen, and what to do next."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from controller.status import (
     shown_command,
 )
 from controller.summary import table
-from controller.tables import Column, folded, render, room
+from controller.tables import Column, folded, folded_command, render, room
 from rlaifv.pipeline import STAGES
 from rlaifv.store import LocalBackend
 
@@ -119,7 +120,7 @@ def _grid(status: RunStatus, paint: Paint) -> str:
     for line, row in zip(plain[2:], cells, strict=True):
         lines.append(_coloured(line, row, paint))
     if any(stage.done < stage.shards for stage in status.stages):
-        key = "a number: rows, complete   3/8: shards done   *: running   !: failed   .: not begun"
+        key = "number: rows, complete  3/8: shards done  *: running  !: failed  .: not begun"
         lines.append(paint(key, "dim"))
     return "\n".join(lines)
 
@@ -215,15 +216,17 @@ def _name(status: RunStatus) -> str:
 
 
 def _advice(status: RunStatus, paint: Paint) -> Iterator[str]:
-    again = status.command or "the same `run` command as before"
+    again = "  the same `run` command as before"
+    if status.command:
+        again = folded_command(shlex.split(safe(status.command)))
     if status.state == "failed":
         yield paint(
             "Next: once that is mended, start the same run again; it goes on where it was:", "bold"
         )
-        yield f"  {safe(again)}"
+        yield again
     elif status.state == "interrupted":
         yield paint("Next: nobody drives this run. What is done is kept; go on with:", "bold")
-        yield f"  {safe(again)}"
+        yield again
     elif status.state == "finished":
         rows = next(
             (STAGES[one].writes for one in STORIES if one in _stages(status)), "instructions"

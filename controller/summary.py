@@ -104,6 +104,8 @@ def write_summary(run: Store, config: RunConfig) -> list[Entry]:
 
 def table(entries: Sequence[Entry], note: str = "") -> str:
     """The same for people in 80 columns, the untrained policy first, a note below."""
+    if not entries:
+        return "No iteration has chosen a checkpoint yet."
     columns = (
         Column("iteration"),
         Column("checkpoint"),

@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from controller.progress import Console
+from controller.summary import table
 from controller.tables import Column, folded, folded_command, render
 from rlaifv.records import Candidate, Choice
 from tests.fake_world import tiny_config
@@ -35,6 +36,10 @@ def test_a_folded_command_is_the_same_command_with_flags_beside_their_values() -
 def test_columns_stand_closer_where_that_makes_them_fit(width: int, gap: int) -> None:
     row = render([Column("a"), Column("b")], [["x" * width, "y" * width]]).split("\n")[2]
     assert row == "x" * width + " " * gap + "y" * width
+
+
+def test_a_table_of_nothing_says_so() -> None:
+    assert table([], "Measured on x.") == "No iteration has chosen a checkpoint yet."
 
 
 def test_a_policy_that_stays_is_said_in_one_line() -> None:

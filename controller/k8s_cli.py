@@ -70,6 +70,7 @@ def _logs(flags: argparse.Namespace) -> int:
 def _cancel(flags: argparse.Namespace) -> int:
     from controller.k8s_commands import cancel
 
+    _not_local(flags, "Ctrl-C where it was started ends it")
     count = cancel(_cluster(flags), f"{getpass.getuser()} on {socket.gethostname()}")
     print(f"{count} Jobs ended; what is finished stays, and `run` goes on from there")
     return 0
@@ -78,10 +79,22 @@ def _cancel(flags: argparse.Namespace) -> int:
 def _retry(flags: argparse.Namespace) -> int:
     from controller.k8s_commands import retry
 
+    _not_local(flags, "start the same run again, and it tries what failed (see `status`)")
     for name in retry(_cluster(flags)):
         print(f"deleted Job {name}")
     print("a controller at work submits them again; if none is, start the same run again")
     return 0
+
+
+def _not_local(flags: argparse.Namespace, instead: str) -> None:
+    """Raises ConfigError for a run of this machine: there is no Job to look for."""
+    from controller.logs import is_local
+    from controller.places import existing_run
+    from rlaifv.errors import ConfigError
+
+    place = existing_run(flags.root, flags.run)
+    if flags.cluster is None and is_local(place):
+        raise ConfigError(f"{place.uri}: ran on this machine, not on a cluster: {instead}")
 
 
 def print_cluster_status(flags: argparse.Namespace) -> None:

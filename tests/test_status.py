@@ -297,6 +297,15 @@ def local_log(place: RunPlace, stage: str, shard: int, text: str, iteration: int
     return path
 
 
+@pytest.mark.parametrize("name", ["retry", "cancel"])
+def test_commands_about_jobs_say_that_a_local_run_has_none(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local_log(start(tmp_path), "sample", 0, "first\n")
+    assert main([name, "tiny", "--root", str(tmp_path)]) == 78
+    assert "ran on this machine, not on a cluster" in capsys.readouterr().err
+
+
 def test_logs_of_a_local_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = start(tmp_path)
     local_log(place, "sample", 0, "first\n")

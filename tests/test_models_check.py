@@ -7,7 +7,7 @@ import pytest
 
 from rlaifv.models import load_trainable
 from rlaifv.models.base import Branches, Floats, ImageQuestions, YesNo
-from rlaifv.models.check import CHECKS, check, main
+from rlaifv.models.check import CHECKS, Finding, check, findings_text, main
 from rlaifv.models.shared_prefix import SharedPrefixModel
 from tests.models_kit import spec
 from tests.tiny import make_original_llava, make_tiny_llava
@@ -31,7 +31,10 @@ def test_both_layouts_of_llava_conform(
     original = make_original_llava(tmp_path / "original", folder)
     for path in (folder, original):
         assert main([str(path)]) == 0
-        assert capsys.readouterr().out.count("holds") == len(CHECKS)
+        said = capsys.readouterr().out
+        assert said.count("holds  ") == len(CHECKS)
+        assert said.count("differs by ") == 5
+        assert said.endswith(f"{path}: all {len(CHECKS)} checks hold\n")
 
 
 def test_a_broken_checkpoint_ends_with_the_errors_code(tmp_path: Path) -> None:
@@ -52,6 +55,14 @@ def test_an_image_that_answers_for_another_is_found(
 
     monkeypatch.setattr(model, "sequence_logps", stale)
     assert "images" in _failing(model)
+
+
+def test_the_verdict_counts_what_fails() -> None:
+    findings = [Finding("a", "", 1e-6), Finding("b", "scores differ by 1 > 0.1", 1.0)]
+    lines = findings_text("tiny", findings).splitlines()
+    assert lines[1].startswith("FAILS  b")
+    assert lines[1].endswith("scores differ by 1 > 0.1")
+    assert lines[2] == "tiny: 1 of 2 checks fail: not to be trusted"
 
 
 def test_wrong_words_are_found(model: SharedPrefixModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,11 +38,20 @@ WORDS = ("yes", "Yes", "no", "No")
 Checked = TrainableModel | OneByOne
 
 
+class Outcome(NamedTuple):
+    """`problem` is empty when the check holds."""
+
+    problem: str
+    difference: float | None = None
+    """Largest that was found, for checks that compare."""
+
+
 class Finding(NamedTuple):
-    """One check's outcome; `problem` is empty when it holds."""
+    """One check's outcome."""
 
     check: str
     problem: str
+    difference: float | None
 
 
 def _picture(picture: Image.Image) -> bytes:
@@ -71,11 +80,13 @@ def _flat(results: Sequence[Sequence[object]]) -> list[object]:
     return [part for row in results for part in row]
 
 
-def _beyond(what: str, difference: float, tolerance: float) -> str:
-    return "" if difference <= tolerance else f"{what} differ by {difference:.3g} > {tolerance:g}"
+def _beyond(what: str, difference: float, tolerance: float) -> Outcome:
+    held = difference <= tolerance
+    problem = "" if held else f"{what} differ by {difference:.3g} > {tolerance:g}"
+    return Outcome(problem, difference)
 
 
-def check_logps(model: Checked, tolerance: float) -> str:
+def check_logps(model: Checked, tolerance: float) -> Outcome:
     """Answers that share a prefix score as in transformers' own forward, one row each."""
     with torch.inference_mode():
         plain = [part.float().cpu().numpy() for row in model.two_row_logps(_rows()) for part in row]
@@ -83,14 +94,14 @@ def check_logps(model: Checked, tolerance: float) -> str:
     return _beyond("token log-probabilities", _difference(shared, plain), tolerance)
 
 
-def check_verdicts(model: Checked, tolerance: float) -> str:
+def check_verdicts(model: Checked, tolerance: float) -> Outcome:
     """Questions that share an image get the verdicts that each gets alone."""
     shared = _flat(model.yes_no([ImageQuestions(image, QUESTIONS) for image in IMAGES]))
     alone = [model.yes_no([ImageQuestions(i, (q,))])[0][0] for i in IMAGES for q in QUESTIONS]
     return _beyond("verdicts", _difference(shared, alone), tolerance)
 
 
-def check_batches(model: Checked, tolerance: float) -> str:
+def check_batches(model: Checked, tolerance: float) -> Outcome:
     """Order and batch size change nothing."""
     size, rows = model.batch_size, _rows()
     together = _flat(model.sequence_logps(rows))
@@ -102,45 +113,45 @@ def check_batches(model: Checked, tolerance: float) -> str:
     return _beyond("token log-probabilities", _difference(together, alone), tolerance)
 
 
-def check_images(model: Checked, tolerance: float) -> str:
+def check_images(model: Checked, tolerance: float) -> Outcome:
     """No image answers for another, and an image matters at all."""
     rows = [Branches(image, QUESTIONS[0], ANSWERS) for image in IMAGES]
     together = model.sequence_logps(rows)
     alone = [model.sequence_logps([row])[0] for row in rows]
-    if problem := _beyond(
+    found = _beyond(
         "scores with and without", _difference(*map(_flat, (together, alone))), tolerance
-    ):
-        return problem
-    same = _difference(together[0], together[1]) == 0
-    return "two different images give the same scores" if same else ""
+    )
+    if not found.problem and _difference(together[0], together[1]) == 0:
+        return Outcome("two different images give the same scores")
+    return found
 
 
-def check_words(model: Checked, tolerance: float) -> str:
+def check_words(model: Checked, tolerance: float) -> Outcome:
     """p(yes) and p(no) are those of the words as the first token of an answer."""
     row = Branches(IMAGES[0], QUESTIONS[0], WORDS)
     ((verdict,),) = model.yes_no([ImageQuestions(row.image, (row.question,))])
     (scores,) = model.sequence_logps([row])
     if split := [word for word, logps in zip(WORDS, scores, strict=True) if len(logps) != 2]:
-        return f"the tokenizer splits {split}"
+        return Outcome(f"the tokenizer splits {split}")
     yes, yes2, no, no2 = (float(np.exp(logps[0])) for logps in scores)
     return _beyond("probabilities", _difference([verdict], [(yes + yes2, no + no2)]), tolerance)
 
 
-def check_end(model: Checked, tolerance: float) -> str:
+def check_end(model: Checked, tolerance: float) -> Outcome:
     """An answer is scored with one end token, and generation stops at its limit."""
     ((empty,),) = model.sequence_logps([Branches(IMAGES[0], QUESTIONS[0], ("",))])
     if len(empty) != 1:
-        return f"an empty answer has {len(empty)} tokens, expected the end token alone"
+        return Outcome(f"an empty answer has {len(empty)} tokens, expected the end token alone")
     prompts = [Prompt(image, "What is it?", (0, 1)) for image in IMAGES]
     answers = model.answer(prompts, decoding=Decoding(4))
     alone = [model.answer([prompt], decoding=Decoding(4))[0] for prompt in prompts]
     if tolerance < 1e-3 and answers != alone:
-        return "greedy answers depend on the batch"
+        return Outcome("greedy answers depend on the batch")
     wrong = [a for row in answers for a in row if a.finish_reason == "length" and a.num_tokens != 4]
-    return f"cut answers do not have 4 tokens: {wrong}" if wrong else ""
+    return Outcome(f"cut answers do not have 4 tokens: {wrong}" if wrong else "")
 
 
-def check_length(model: Checked, tolerance: float) -> str:
+def check_length(model: Checked, tolerance: float) -> Outcome:
     """A prompt beyond the context is refused with its row, never cut."""
     del tolerance
     context: int = model.module.config.get_text_config().max_position_embeddings
@@ -148,11 +159,12 @@ def check_length(model: Checked, tolerance: float) -> str:
     try:
         model.sequence_logps(rows)
     except ArtifactError as error:
-        return "" if "row 1" in str(error) else f"the error does not name row 1: {error}"
-    return f"a prompt of more than {context} tokens was accepted"
+        named = "row 1" in str(error)
+        return Outcome("" if named else f"the error does not name row 1: {error}")
+    return Outcome(f"a prompt of more than {context} tokens was accepted")
 
 
-CHECKS: dict[str, Callable[[Checked, float], str]] = {
+CHECKS: dict[str, Callable[[Checked, float], Outcome]] = {
     "shared prefix equals one by one (log-probabilities)": check_logps,
     "shared prefix equals one by one (verdicts)": check_verdicts,
     "order and batch size change nothing": check_batches,
@@ -165,7 +177,24 @@ CHECKS: dict[str, Callable[[Checked, float], str]] = {
 
 def check(model: Checked, *, tolerance: float) -> list[Finding]:
     """Every check on a loaded model."""
-    return [Finding(name, run(model, tolerance)) for name, run in CHECKS.items()]
+    return [Finding(name, *run(model, tolerance)) for name, run in CHECKS.items()]
+
+
+def findings_text(model: str, findings: Sequence[Finding]) -> str:
+    """A line per check with what was measured, and the verdict."""
+    width = max(map(len, CHECKS))
+    lines = []
+    for one in findings:
+        measured = "" if one.difference is None else f"differs by {one.difference:.1e}"
+        word, said = ("FAILS", one.problem) if one.problem else ("holds", measured)
+        lines.append(f"{word}  {one.check:<{width}}  {said}".rstrip())
+    failed = sum(bool(one.problem) for one in findings)
+    lines.append(
+        f"{model}: {failed} of {len(findings)} checks fail: not to be trusted"
+        if failed
+        else f"{model}: all {len(findings)} checks hold"
+    )
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -179,9 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         if given.json:
             print(json.dumps([finding._asdict() for finding in findings], indent=1))
         else:
-            for finding in findings:
-                word = "FAILS" if finding.problem else "holds"
-                print(f"{word}  {finding.check}  {finding.problem}".rstrip())
+            print(findings_text(given.model, findings))
         return int(any(finding.problem for finding in findings))
 
     return ending(work)

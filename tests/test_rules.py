@@ -29,7 +29,6 @@ READS_ENVIRONMENT = {
     "rlaifv/models/endpoint.py",
     "rlaifv/store/_cache.py",
     "rlaifv/store/_s3.py",
-    "rlaifv/training/builds.py",
     "rlaifv/store/_s3_client.py",
     "rlaifv/training/processes.py",
 }

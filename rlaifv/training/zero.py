@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from rlaifv.config import TrainConfig
 from rlaifv.records import PreferencePair
-from rlaifv.training.builds import wait_for_builds
 from rlaifv.training.optimizer import MOMENTS, check_tensors, weight_decay_groups
 from rlaifv.training.policy import Policy, TokenScores
 from rlaifv.training.processes import Processes
@@ -38,7 +37,6 @@ class ZeroAdamW:
 
     def __init__(self, policy: Policy, config: TrainConfig, *, processes: Processes) -> None:
         processes.prepare_for_deepspeed()
-        wait_for_builds()
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         self._policy, self._config, self._processes = policy, config, processes
         self._parameters = policy.trainable()

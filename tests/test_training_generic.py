@@ -102,3 +102,25 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     (file,) = (tmp_path / "whole/checkpoint-6").glob("*.safetensors")
     whole, resumed = load_file(file), load_file(tmp_path / "killed/checkpoint-6" / file.name)
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_zero_has_the_losses_and_weights_of_a_run_without(
+    lora: LoraConfig | None, tmp_path: Path
+) -> None:
+    folder = FAMILIES["qwen3_vl"](tmp_path / "qwen3_vl")
+    policy = ModelSpec(path=str(folder), dtype="float32")
+    request = make_request(policy, reference_logps(policy, PAIRS))
+    losses, trees = [], []
+    for stage in (0, 2, 3):
+        sink = Folders(tmp_path / f"zero-{stage}")
+        changes = {"lora": lora, "zero_stage": stage, "gradient_checkpointing": stage == 3}
+        train(with_config(request, **changes), sink)
+        (file,) = (sink.root / "checkpoint-6").glob("*.safetensors")
+        losses.append([metrics.loss for metrics in sink.metrics])
+        trees.append(load_file(file))
+    for other, tree in zip(losses[1:], trees[1:], strict=True):
+        assert other == pytest.approx(losses[0], abs=1e-5)
+        assert tree.keys() == trees[0].keys()
+        assert all(torch.allclose(tree[name], trees[0][name], atol=1e-4) for name in tree)

@@ -25,7 +25,7 @@ def test_every_way_agrees_and_ours_computes_a_fraction_of_the_tokens() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # generate, PEFT
 def test_the_gpu_benchmark_runs_every_way_and_they_agree(tmp_path: Path) -> None:
-    benchmark_gpu.main(["--tiny", "--json", str(tmp_path / "rows.json")])
+    benchmark_gpu.main(["--tiny", "--out", str(tmp_path / "rows.json")])
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert len(rows) == 22
     assert all(row["difference"] < 1e-4 for row in rows), rows

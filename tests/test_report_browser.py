@@ -29,8 +29,8 @@ PROMPTS, ANSWERS, CLAIMS = 4000, 10, 6
 BREAKOUT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\u2029" + HOSTILE
 SENTENCE = "On the left stands a wooden table with a blue vase, and behind it a window is open. "
 MOST_BYTES = 15_000_000
-MOST_MEMORY_MB = 400
-"""Of the process that builds the page; one that has only started takes 90."""
+MOST_MEMORY_MB = 450
+"""Of the process that builds the page: 350 to 410; one that has only started takes 90."""
 BUILD = """
 import sys
 from pathlib import Path

@@ -231,7 +231,9 @@ def run_stage(run: Store, stage: str, folder: Path) -> Timing:
     cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
     rows, inside = provenance.rows, provenance.seconds
     timing = Timing(stage, rows, seconds, inside, watch.busy, cpu, peak)
-    timed.write_text(json.dumps(timing._asdict()))
+    partial = folder / f"{stage}.partial"
+    partial.write_text(json.dumps(timing._asdict()))
+    partial.rename(timed)
     return timing
 
 
@@ -242,13 +244,16 @@ def iteration(folder: Path, options: argparse.Namespace) -> Iterator[Timing]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     started, model = time.monotonic(), folder / "model"
     if not model.exists():  # a second run measures with the same weights
+        partial = folder / "model.partial"  # what a killed run left of it is not taken for a model
+        shutil.rmtree(partial, ignore_errors=True)
         making = multiprocessing.get_context("spawn").Process(
-            target=save_model, args=(model, shape, device, dtype)
+            target=save_model, args=(partial, shape, device, dtype)
         )  # or this process's peak of memory would be inherited by those that are measured
         making.start()
         making.join()
         if making.exitcode:
             raise SystemExit(f"the weights were not written: exit code {making.exitcode}")
+        partial.rename(model)
     print(f"weights written in {time.monotonic() - started:.1f} s", flush=True)
     source = make_source(folder / "source", options.instructions)
     run = open_store(str(folder / "run"))

@@ -25,7 +25,7 @@ from rlaifv.config import LoraConfig, ModelSpec, TrainConfig
 from rlaifv.records import Image, PreferencePair, ReferenceLogps
 from rlaifv.training import StepMetrics, TrainedCheckpoint, TrainRequest, train
 from rlaifv.training.processes import Processes
-from tests.training_support import reference_logps
+from tests.training_support import make_pair, reference_logps
 
 ON_GPU = torch.cuda.is_available()
 NUM_PAIRS, BATCH, STEPS = 32, 16, (4, 8)
@@ -39,17 +39,13 @@ def make_pairs() -> list[PreferencePair]:
         for i in range(NUM_PAIRS)
     ]  # fmt: skip
     return [
-        PreferencePair(
-            ds_name="gang",
-            image=Image(bytes=photo(number // 2)),
-            question=REQUEST,
-            chosen=chosen,
-            rejected=rejected,
-            origin_dataset="",
-            origin_split="{}",
-            idx=number,
-            image_path="",
-            pair_id=f"pair-{number:02}",
+        make_pair(number).model_copy(
+            update={
+                "image": Image(bytes=photo(number // 2)),
+                "question": REQUEST,
+                "chosen": chosen,
+                "rejected": rejected,
+            }
         )
         for number, (chosen, rejected) in enumerate(answers)
     ]

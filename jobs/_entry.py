@@ -14,11 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
-
-from tqdm import tqdm
 
 from jobs._flags import parser
 from rlaifv import __version__
@@ -44,7 +42,6 @@ from rlaifv.store import Provenance, Store, explain_os_error, open_store
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Record)
-T = TypeVar("T")
 Follower = TypeVar("Follower", Answer, Claim)
 Stage = Callable[["Job"], Iterator[Record]]
 IMAGE_VARIABLE = "RLAIFV_IMAGE"
@@ -53,7 +50,6 @@ GROUP_SIZES = "group_sizes"
 """Note of an instructions part: rows in each of its groups. A group has fewer than `group_size`
 where rows were quarantined; later stages must not shift rows between groups because of that."""
 TERMINATED = 128 + signal.SIGTERM
-PROGRESS_SECONDS = 30.0
 
 
 class Job:
@@ -71,8 +67,10 @@ class Job:
         self.quarantined: list[Quarantined] = []
         self.held_out: list[Instruction] = []
         """What `prepare` sets aside for choosing; stored before its part."""
-        self.group: list[Any] = []
+        self.group: Sequence[Any] = ()
         """The rows that are worked on; a model counts its rows from the first of them."""
+        self.total: int | None = None
+        """How many rows there will be, if that is known."""
 
     def parts(self, artifact: str) -> list[str]:
         """Keys of all parts of an input artifact, in shard order, whether they exist or not."""
@@ -123,7 +121,8 @@ class Job:
         sizes = [int(size) for size in self.origin("instructions").notes[GROUP_SIZES].split()]
         rows = self.read("instructions", Instruction)
         groups = (list(itertools.islice(rows, size)) for size in sizes)
-        return self.progress((group for group in groups if group), total=sum(sizes))
+        self.total = sum(sizes)
+        return (group for group in groups if group)
 
     def follow(
         self, artifact: str, record: type[Follower]
@@ -146,29 +145,6 @@ class Job:
                 f"{self.parts(artifact)[self.shard.index]}: instruction {row.instruction_id!r} "
                 "is out of order, or not among this shard's instructions"
             )
-
-    def progress(self, groups: Iterable[list[T]], *, total: int | None = None) -> Iterator[list[T]]:
-        """The groups, with a bar on a terminal and a log line every half minute."""
-        started = reported = time.monotonic()
-        done = 0
-        with tqdm(total=total, desc=self.stage.name, unit="row", disable=None, leave=False) as bar:
-            for group in groups:
-                self.group = group
-                yield group
-                done += len(group)
-                bar.update(len(group))
-                now = time.monotonic()
-                if now - reported > PROGRESS_SECONDS:
-                    rate = done / (now - started)
-                    log.info("progress rows=%d/%s rate=%.1f/s", done, total or "?", rate)
-                    reported = now
-
-
-def in_groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Consecutive groups of `size` items, the last one shorter."""
-    iterator = iter(items)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
 
 
 def run_stage(job: Job, stage: Stage) -> bool:
@@ -201,7 +177,7 @@ def run_stage(job: Job, stage: Stage) -> bool:
             notes=job.notes,
         )
 
-    def rows() -> Iterator[Record]:
+    def rows() -> Generator[Record, None, None]:
         try:
             yield from stage(job)
         except ArtifactError as error:
@@ -217,7 +193,8 @@ def run_stage(job: Job, stage: Stage) -> bool:
         won, count = job.run.write_json_once(key, choice), 1
     else:
         record = ARTIFACTS[job.stage.writes]
-        won = job.run.write_part(key, rows(), record=record, origin=origin)
+        with closing(rows()) as made:  # what is queued ends with it, however it ends
+            won = job.run.write_part(key, made, record=record, origin=origin)
         count = job.run.provenance(key).rows
     log.info(
         "%s rows=%d quarantined=%d seconds=%.1f",
@@ -241,10 +218,10 @@ def _write_aside(job: Job, origin: Callable[[], Provenance]) -> None:
 
 def _id_of(row: Any) -> str:
     """Of an instruction, a pair, a benchmark's question, or a row of the source."""
-    if isinstance(row, tuple):
-        row = row[-1]
     names = ("instruction_id", "pair_id", "question_id")
-    return next((str(getattr(row, name)) for name in names if hasattr(row, name)), str(row))
+    parts = (row, *row) if isinstance(row, tuple) else (row,)
+    ids = (getattr(part, name) for part in parts for name in names if hasattr(part, name))
+    return str(next(ids, row))
 
 
 def main(stage: Stage, argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,14 @@
 """The labeller as a grader of held-out answers: claims first, then one question for each."""
 
+import functools
 import gc
 from collections.abc import Sequence
 
 from jobs._claiming import load_splitter
-from jobs._entry import Job, in_groups
+from jobs._entry import Job
+from jobs._groups import ahead, in_groups
 from jobs._models import describe_model, load_noted, usage_notes
+from jobs._questions import Question, queue_questions
 from rlaifv.benchmarks.labelled import Answered, CheckedClaim
 from rlaifv.claiming import Asked
 from rlaifv.claims import ClaimDraft
@@ -26,25 +29,17 @@ class JobLabeller:
         """Equal questions about equal images are asked once per group."""
         drafts, splitter = self._split(answers)
         model = load_noted(self._job, "labeller", self._job.config.verify.labeller)
-        from rlaifv.models.base import ImageQuestions  # torch, by its package
-
         suffix, checked = self._job.config.verify.suffix, []
         self.identity = f"labeller {self._job.notes['labeller']}; suffix {suffix!r}; {splitter}"
         pairs = list(zip(answers, drafts, strict=True))
-        for group in in_groups(pairs, self._job.config.shards.group_size):
-            asked: dict[bytes, dict[str, None]] = {}
-            for answer, mine in group:
-                for one in mine:  # none of an answer without claims
-                    asked.setdefault(answer.image, {})[one.question] = None
-            rows = [
-                ImageQuestions(image, tuple(f"{text}{suffix}" for text in texts))
-                for image, texts in asked.items()
-            ]
-            said = {
-                (image, question): verdict
-                for (image, texts), each in zip(asked.items(), model.yes_no(rows), strict=True)
-                for question, verdict in zip(texts, each, strict=True)
-            }
+
+        def about(group: Sequence[tuple[Answered, list[ClaimDraft]]]) -> list[Question]:
+            return [(answer.image, one.question) for answer, mine in group for one in mine]
+
+        queue = functools.partial(queue_questions, model, suffix=suffix)
+        self._job.total = len(pairs)
+        groups = in_groups(pairs, self._job.config.shards.group_size)
+        for group, said in ahead(self._job, groups, lambda rows: queue(about(rows))):
             for answer, mine in group:
                 verdicts = [(one.text, said[answer.image, one.question]) for one in mine]
                 checked.append(

@@ -1,6 +1,6 @@
 """Between `reflogp` and `train`: which pairs have a reference, and whether it is the right one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from jobs._entry import Job
@@ -17,9 +17,9 @@ Numbered = tuple[int, PreferencePair]
 """A pair and its row number in its part."""
 
 
-def score_pairs(
+def queue_pairs(
     job: Job, model: "TrainableModel", group: Sequence[Numbered]
-) -> Iterator[ReferenceLogps]:
+) -> Callable[[], list[ReferenceLogps]]:
     """Both answers of each pair; pairs that the model cannot take are set aside, never cut.
 
     Those are pairs of more tokens than `train.max_length` or the model's context, and questions
@@ -27,19 +27,21 @@ def score_pairs(
     """
     limit = job.config.train.max_length
     try:
-        scores = model.sequence_logps([_row(pair) for _, pair in group], max_length=limit)
+        queued = model.queue_sequence_logps([_row(pair) for _, pair in group], max_length=limit)
     except ArtifactError:
         fit = [one for one in group if _fits(job, model, *one)]
         if len(fit) == len(group):  # something else: broken weights, say
             raise
         group = fit
-        scores = model.sequence_logps([_row(pair) for _, pair in group], max_length=limit)
-    for (_, pair), (chosen, rejected) in zip(group, scores, strict=True):
-        yield ReferenceLogps(
+        queued = model.queue_sequence_logps([_row(pair) for _, pair in group], max_length=limit)
+    return lambda: [
+        ReferenceLogps(
             pair_id=pair.pair_id,
             chosen_token_nats=chosen.tolist(),
             rejected_token_nats=rejected.tolist(),
         )
+        for (_, pair), (chosen, rejected) in zip(group, queued(), strict=True)
+    ]
 
 
 def _fits(job: Job, model: "TrainableModel", number: int, pair: PreferencePair) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from jobs._claiming import load_splitter
 from jobs._entry import Job, main
+from jobs._groups import progress
 from rlaifv.claiming import Asked
 from rlaifv.records import Answer, Claim
 
@@ -21,7 +22,7 @@ def claim(job: Job) -> Iterator[Claim]:
     writes: claims
     """
     splitter = load_splitter(job)
-    for group, answers in job.follow("answers", Answer):
+    for group, answers in progress(job, job.follow("answers", Answer)):
         questions = {row.instruction_id: row.question for row in group}
         items = [Asked(row.answer_id, questions[row.instruction_id], row.text) for row in answers]
         for answer, drafts in zip(answers, splitter.split(items), strict=True):

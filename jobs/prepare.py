@@ -8,7 +8,8 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Iterator
 
-from jobs._entry import GROUP_SIZES, Job, in_groups, main
+from jobs._entry import GROUP_SIZES, Job, main
+from jobs._groups import in_groups, progress
 from jobs._holding_out import hold_out, usable
 from rlaifv.pipeline import group_of_shard
 from rlaifv.records import Instruction
@@ -35,7 +36,8 @@ def prepare(job: Job) -> Iterator[Instruction]:
     groups = list(in_groups(part.rows, config.shards.group_size))
     mine = [groups[number] for number in group_of_shard(len(groups), job.shard)]
     sizes: list[int] = []
-    for group in job.progress(mine, total=sum(map(len, mine))):
+    job.total = sum(map(len, mine))
+    for group in progress(job, mine):
         sizes.append(0)
         for row in usable(job, source, group, aside):
             sizes[-1] += 1

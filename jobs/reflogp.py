@@ -5,13 +5,15 @@ from jobs import _flags
 if __name__ == "__main__":
     _flags.look_first(__file__)
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterator
 
-from jobs._entry import Job, in_groups, main
+from jobs._entry import Job, main
+from jobs._groups import ahead, in_groups
 from jobs._models import describe_model, reference_notes, usage_notes
-from jobs._reference import score_pairs
+from jobs._reference import queue_pairs
 from rlaifv.records import PreferencePair, ReferenceLogps
 
 
@@ -28,9 +30,9 @@ def reflogp(job: Job) -> Iterator[ReferenceLogps]:
     job.notes |= {"policy": describe_model(spec), **reference_notes(spec)}
     groups = in_groups(enumerate(job.read("pairs", PreferencePair, part=0)), size)
     mine = itertools.islice(groups, job.shard.index, None, job.shard.count)
-    share = job.origin("pairs", part=0).rows // job.shard.count
-    for group in job.progress(mine, total=share):
-        yield from score_pairs(job, model, group)
+    job.total = job.origin("pairs", part=0).rows // job.shard.count
+    for _, scores in ahead(job, mine, functools.partial(queue_pairs, job, model)):
+        yield from scores
     job.notes |= usage_notes(model)
 
 

@@ -5,12 +5,14 @@ from jobs import _flags
 if __name__ == "__main__":
     _flags.look_first(__file__)
 
+import functools
 import itertools
 import sys
 from collections.abc import Iterator
 
 from jobs._checkpoints import load_ordinal
-from jobs._entry import Job, in_groups, main
+from jobs._entry import Job, main
+from jobs._groups import ahead, in_groups
 from jobs._models import usage_notes
 from rlaifv.benchmarks.of_run import run_benchmarks
 from rlaifv.pipeline import respond_shard
@@ -34,13 +36,13 @@ def respond(job: Job) -> Iterator[Response]:
     asked = ((name, q) for name, each in benchmarks.items() for q in each.questions())
     groups = in_groups(asked, job.config.shards.group_size)
     mine = itertools.islice(groups, slice_.index, None, slice_.count)
-    for group in job.progress(mine):
-        prompts = [Prompt(question.image, question.question) for _, question in group]
-        answers = loaded.model.answer(prompts, decoding=decoding)
-        for (name, question), (made,) in zip(group, answers, strict=True):
+    queue = functools.partial(loaded.model.queue_answer, decoding=decoding)
+    for group, answers in ahead(
+        job, mine, lambda rows: queue([Prompt(one.image, one.question) for _, one in rows])
+    ):
+        for (name, one), (made,) in zip(group, answers, strict=True):
             said = made._asdict()  # text, num_tokens, finish_reason
-            asked_id = question.question_id
-            yield Response(benchmark=name, question_id=asked_id, step=loaded.step, **said)
+            yield Response(benchmark=name, question_id=one.question_id, step=loaded.step, **said)
     job.notes |= usage_notes(loaded.model)
 
 

@@ -5,12 +5,14 @@ from jobs import _flags
 if __name__ == "__main__":
     _flags.look_first(__file__)
 
+import functools
 import sys
 from collections.abc import Iterator
 
 from jobs._entry import Job, main
+from jobs._groups import ahead
 from jobs._models import load_noted, usage_notes
-from rlaifv.records import Answer
+from rlaifv.records import Answer, Instruction
 
 
 def sample(job: Job) -> Iterator[Answer]:
@@ -26,22 +28,21 @@ def sample(job: Job) -> Iterator[Answer]:
         *(config.max_new_tokens, config.temperature, config.top_p, config.top_k),
         repetition_penalty=config.repetition_penalty,
     )
-    for group in job.instruction_groups():
-        ids = [[f"{row.instruction_id}/{n}" for n in range(config.num_answers)] for row in group]
-        seeds = [tuple(map(job.seed, each)) for each in ids]
-        rows = zip(group, seeds, strict=True)
-        prompts = [Prompt(row.image.bytes, row.question, each) for row, each in rows]
-        answers = model.answer(prompts, decoding=decoding)
-        for row, *columns in zip(group, ids, seeds, answers, strict=True):
-            for name, seed, made in zip(*columns, strict=True):
-                yield Answer(
-                    instruction_id=row.instruction_id,
-                    answer_id=name,
-                    text=made.text,
-                    seed=seed,
-                    num_tokens=made.num_tokens,
-                    finish_reason=made.finish_reason,
-                )
+
+    def ids(row: Instruction) -> list[str]:
+        return [f"{row.instruction_id}/{n}" for n in range(config.num_answers)]
+
+    def prompt(row: Instruction) -> Prompt:
+        return Prompt(row.image.bytes, row.question, tuple(map(job.seed, ids(row))))
+
+    queue = functools.partial(model.queue_answer, decoding=decoding)
+    groups = job.instruction_groups()
+    for group, answers in ahead(job, groups, lambda rows: queue(list(map(prompt, rows)))):
+        for row, mine in zip(group, answers, strict=True):
+            for name, made in zip(ids(row), mine, strict=True):
+                said = made._asdict()  # text, num_tokens, finish_reason
+                known = {"instruction_id": row.instruction_id, "answer_id": name}
+                yield Answer(**known, seed=job.seed(name), **said)
     job.notes |= usage_notes(model)
 
 

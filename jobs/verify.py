@@ -5,13 +5,16 @@ from jobs import _flags
 if __name__ == "__main__":
     _flags.look_first(__file__)
 
+import functools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jobs._entry import Job, main
+from jobs._groups import ahead
 from jobs._models import load_noted, usage_notes
-from rlaifv.records import Claim, Verdict
+from jobs._questions import Question, queue_questions
+from rlaifv.records import Claim, Instruction, Verdict
 
 
 def verify(job: Job) -> Iterator[Verdict]:
@@ -20,24 +23,17 @@ def verify(job: Job) -> Iterator[Verdict]:
     reads: instructions, claims
     writes: verdicts
     """
-    from rlaifv.models.base import ImageQuestions  # torch, by its package
-
     config, model = job.config.verify, load_noted(job, "labeller", job.config.verify.labeller)
     job.notes["control"] = config.control
-    for group, claims in job.follow("claims", Claim):
+
+    def about(group: Sequence[Instruction], claims: Sequence[Claim]) -> list[Question]:
         image_of = {row.instruction_id: row.image.bytes for row in group}
-        asked: dict[bytes, dict[str, None]] = {}
-        for row in claims:
-            asked.setdefault(image_of[row.instruction_id], {})[row.question] = None
-        rows = [
-            ImageQuestions(image, tuple(f"{text}{config.suffix}" for text in texts))
-            for image, texts in asked.items()
-        ]
-        replies = zip(asked.items(), model.yes_no(rows), strict=True)
-        said = {
-            (i, q): reply for (i, qs), each in replies for q, reply in zip(qs, each, strict=True)
-        }
-        verdicts = [said[image_of[row.instruction_id], row.question] for row in claims]
+        return [(image_of[row.instruction_id], row.question) for row in claims]
+
+    queue = functools.partial(queue_questions, model, suffix=config.suffix)
+    groups = job.follow("claims", Claim)
+    for (group, claims), said in ahead(job, groups, lambda rows: queue(about(*rows))):
+        verdicts = [said[asked] for asked in about(group, claims)]
         if config.control == "shuffled":
             random.Random(job.seed(f"shuffled/{group[0].instruction_id}")).shuffle(verdicts)
         for row, (p_yes, p_no) in zip(claims, verdicts, strict=True):

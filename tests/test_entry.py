@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jobs._entry import Job, in_groups, main
+from jobs._entry import Job, main
 from jobs._models import weights_digest
 from rlaifv.errors import ArtifactError, ConfigError, RlaifvError, TransientError
 from rlaifv.pipeline import CONFIG, STAGES, Shard, part_key
@@ -180,10 +180,6 @@ def test_rows_that_follow_no_instruction_are_refused(run: Store) -> None:
     key = part_key(0, "answers", Shard(0, 1))
     run.write_part(key, [answer], record=Answer, origin=lambda: run.provenance(PART))
     assert run_job(run, "claim") == 65
-
-
-def test_groups_are_consecutive_and_the_last_one_is_shorter() -> None:
-    assert list(in_groups(iter(range(5)), 2)) == [[0, 1], [2, 3], [4]]
 
 
 def test_the_digest_of_weights_sees_every_changed_file(tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
 """A model behind a server: a real one on 127.0.0.1, that fails when told to."""
 
 import io
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from jobs._entry import Job
+from jobs._groups import ahead
 from jobs._models import describe_model
 from rlaifv.config import ModelSpec, VerifyConfig
 from rlaifv.errors import ArtifactError, ConfigError, TransientError
@@ -18,9 +23,9 @@ from rlaifv.models.base import Branches, Decoding, Generation, ImageQuestions, P
 from rlaifv.models.endpoint import EndpointModel
 from rlaifv.pipeline import Shard, part_key
 from rlaifv.recipes import RECIPES
-from rlaifv.records import PreferencePair, Verdict
+from rlaifv.records import Claim, PreferencePair, Verdict
 from rlaifv.serve import Engine, Handler, Server, completion, parse_question
-from tests.jobs_support import make_config, make_run, make_source, run_job
+from tests.jobs_support import ROOT, environment, make_config, make_run, make_source, run_job
 from tests.models_kit import IMAGES, QUESTIONS, Plain, make_prompts, spec
 from tests.tiny import make_tiny_chat, make_tiny_llava
 
@@ -35,6 +40,7 @@ class Faulty(Handler):
     def do_POST(self) -> None:  # noqa: N802
         fault = self.server.next_fault()
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.note(parse_question(body).text)
         if fault in ("cut", "slow"):
             self.close_connection = True
             time.sleep(6 * (fault == "slow"))  # longer than the client waits
@@ -58,7 +64,26 @@ class Planned(Server):
     """Faults in the order of the requests, then none."""
 
     faults: list[str]
+    holds: Collection[str] = ()
+    """Questions that are not answered until another one is asked, or `lets_go` is set."""
     _lock = threading.Lock()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.seen: list[str] = []
+        self.lets_go = threading.Event()
+        super().__init__(*args, **options)
+
+    def note(self, question: str) -> None:
+        self.seen.append(question)
+        if question in self.holds:
+            assert self.lets_go.wait(20)
+        self.lets_go.set()
+
+    def wait_for(self, requests: int) -> None:
+        deadline = time.monotonic() + 20
+        while len(self.seen) < requests:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
     def next_fault(self) -> str:
         with self._lock:
@@ -110,6 +135,53 @@ def test_verdicts_are_those_of_the_engine(model: EndpointModel, folder: Path) ->
         for verdict, told in zip(row, other, strict=True):
             assert tuple(told) == pytest.approx(tuple(verdict), abs=1e-5)
             assert (told.p_yes > told.p_no) == (verdict.p_yes > verdict.p_no)
+
+
+def test_the_next_group_is_asked_before_the_last_answer_about_the_former(
+    model: EndpointModel, server: Planned, tmp_path: Path
+) -> None:
+    groups = [[ImageQuestions(IMAGES[n], QUESTIONS[n : n + 1])] for n in range(2)]
+    expected = [model.yes_no(group) for group in groups]
+    server.lets_go.clear()
+    server.holds = QUESTIONS[:1]  # a question of the second group sets it free
+    config = make_config(tmp_path / "source.jsonl", model=tmp_path)
+    job = Job(make_run(tmp_path / "run", config), stage="verify", iteration=0, shard=Shard(0, 1))
+    assert [said for _, said in ahead(job, groups, model.queue_yes_no)] == expected
+
+
+def test_what_nobody_waits_for_is_not_asked(model: EndpointModel, server: Planned) -> None:
+    server.holds = QUESTIONS
+    waiting = model.queue_yes_no([ImageQuestions(image, QUESTIONS[:1]) for image in IMAGES])
+    server.wait_for(requests=2)
+    del waiting
+    server.lets_go.set()
+    model.yes_no([ImageQuestions(IMAGES[0], ("Anything else?",))])
+    assert server.seen[2:] == ["Anything else?"]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_stage_that_has_groups_queued(
+    folder: Path, server: Planned, tmp_path: Path
+) -> None:
+    config = make_config(make_source(tmp_path / "source", num_rows=8), model=folder)
+    config = config.model_copy(update={"verify": VerifyConfig(labeller=_spec(server))})
+    run = make_run(tmp_path / "run", config)
+    for stage in ("prepare", "sample", "claim"):
+        assert run_job(run, stage) == 0
+    claims = list(run.read_part(part_key(0, "claims", Shard(0, 1)), Claim))
+    assert len(claims) > 10
+    server.holds = [f"{row.question}{config.verify.suffix}" for row in claims]
+    argv = ["--run", str(run), "--iteration", "0", "--shard", "0/1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.verify", *argv], env=environment(), cwd=ROOT
+    )
+    server.wait_for(requests=2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)  # it waits for what is being answered
+    server.lets_go.set()
+    assert process.wait(timeout=10) == 143
+    assert len(server.seen) == 2
+    assert not run.exists(part_key(0, "verdicts", Shard(0, 1)))
 
 
 @pytest.mark.parametrize("decoding", [Decoding(5), Decoding(5, temperature=0.7, top_k=20)])

@@ -1,5 +1,6 @@
 """A batch that does not fit is tried again, smaller."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from jobs._models import usage_notes
 from rlaifv.models import load_model, load_scorer, load_text_model
 from rlaifv.models.base import Decoding
+from rlaifv.models.branches import to_host
 from tests.models_kit import make_prompts, make_rows, spec
 from tests.tiny import make_tiny_chat, make_tiny_llava
 
@@ -78,6 +80,42 @@ def test_scoring_and_replies_shrink_as_well(
     monkeypatch.setattr(chat._decoder, "embed", checked)
     assert len(chat.reply(["What?", "And?"], seeds=[0, 1], decoding=Decoding(2))) == 2
     assert sizes[:2] == [2, 1]
+
+
+def test_memory_that_is_short_when_results_are_asked_for_shrinks_as_well(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = load_scorer(spec(folder, batch_size=8)), make_rows()
+    expected = model.sequence_logps(rows)
+    short = True
+
+    def scarce(tensor: Tensor) -> Callable[[], Tensor]:
+        def fails() -> Tensor:
+            raise torch.OutOfMemoryError("no memory")
+
+        return fails if short else to_host(tensor)
+
+    monkeypatch.setattr("rlaifv.models.shared_prefix.to_host", scarce)
+    first, second = model.queue_sequence_logps(rows), model.queue_sequence_logps(rows[:1])
+    short = False
+    for results, kept in ((second(), expected[:1]), (first(), expected)):
+        for row, other in zip(results, kept, strict=True):
+            for logps, others in zip(row, other, strict=True):
+                assert logps == pytest.approx(others, abs=1e-5)
+    assert model.batch_size == 1
+
+
+def test_groups_queued_before_memory_was_short_use_the_size_that_fits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, decoding = make_prompts(), Decoding(4)
+    expected = load_model(spec(folder, batch_size=8)).answer(prompts, decoding=decoding)
+    model = load_model(spec(folder, batch_size=8))
+    tried = limited(model, monkeypatch, rows=2)
+    first, second = (model.queue_answer(prompts, decoding=decoding) for _ in range(2))
+    assert not tried  # only images are read
+    assert (first(), second()) == (expected, expected)
+    assert (tried[:3], max(tried[3:])) == ([8, 4, 2], 2)
 
 
 def test_a_row_that_fits_nowhere_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

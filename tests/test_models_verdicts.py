@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from rlaifv.errors import ArtifactError, ConfigError
 from rlaifv.models import load_model, load_trainable
 from rlaifv.models.base import Branches, Decoding, ImageQuestions, Prompt, YesNo
 from rlaifv.models.branches import TrainableModel
+from rlaifv.models.generic import GenericModel
 from tests.models_kit import (
+    EOS_IDS,
     IMAGES,
     QUESTIONS,
     Count,
@@ -132,6 +135,32 @@ def test_a_tokenizer_that_splits_a_label_word_cannot_label(folder: Path, tmp_pat
         load_model(spec(broken)).yes_no([ImageQuestions(IMAGES[0], QUESTIONS)])
 
 
+@pytest.mark.parametrize("generic", [False, True])
+def test_groups_that_are_queued_together_give_what_they_give_alone(
+    model: TrainableModel, plain: Plain, generic: bool
+) -> None:
+    if generic:
+        model = GenericModel(
+            plain.module, plain.processor, batch_size=2, eos_ids=EOS_IDS, source="tiny"
+        )
+    asked, rows = _image_questions(), make_rows()
+    prompts, decoding = make_prompts((5, 6))[:3], Decoding(5, temperature=1.0)
+    queued: list[Any] = [
+        *(model.queue_yes_no(asked), model.queue_yes_no(asked[::-1])),
+        *(
+            model.queue_answer(prompts, decoding=decoding),
+            model.queue_answer([], decoding=decoding),
+        ),
+        *(model.queue_sequence_logps(rows), model.queue_sequence_logps(rows[:1])),
+    ]
+    *verdicts, answers, none, logps, first = [wait() for wait in queued]
+    assert verdicts == [model.yes_no(asked), model.yes_no(asked[::-1])]
+    assert (answers, none) == (model.answer(prompts, decoding=decoding), [])
+    for found, expected in ((logps, rows), (first, rows[:1])):
+        for row, other in zip(found, model.sequence_logps(expected), strict=True):
+            assert all(map(np.array_equal, row, other))
+
+
 def test_a_row_that_does_not_fit_is_refused_with_its_number(model: TrainableModel) -> None:
     rows = [*make_rows()[:1], Branches(IMAGES[0], "What?", ("dog " * 60, "cat"))]
     with pytest.raises(ArtifactError, match=r"row 1: .* more than 40"):
@@ -146,8 +175,9 @@ def test_a_row_that_does_not_fit_is_refused_with_its_number(model: TrainableMode
 def test_scores_that_are_not_finite_are_refused(folder: Path) -> None:
     model = load_trainable(spec(folder))
     torch.nn.init.constant_(model.module.lm_head.weight, torch.nan)
+    verdicts = model.queue_yes_no(_image_questions())
     with pytest.raises(ArtifactError, match="not finite"):
-        model.yes_no(_image_questions())
+        verdicts()
     with pytest.raises(ArtifactError, match="not finite"):
         model.answer(make_prompts(), decoding=Decoding(2))
 

@@ -13,6 +13,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from rlaifv.config import LossConfig, ModelSpec, TrainConfig
 from rlaifv.models.base import Branches
+from rlaifv.models.branches import split_answers
 from rlaifv.records import PreferencePair
 from rlaifv.training import TrainRequest, train
 from rlaifv.training.scoring import Answers, batch_metrics, score_pair
@@ -127,7 +128,7 @@ def test_losses_and_log_probabilities_are_trls(
         batch = engine.encode_branches([Branches(pair.image.bytes, pair.question, answers)])
         with torch.no_grad():
             logps = Answers(*engine.branch_logps(batch)[0])
-        tokens = Answers(*batch.split(batch.targets_M)[0])
+        tokens = Answers(*split_answers(batch.targets_M, batch.counts)[0])
         scored = score_pair(logps, tokens, reference[pair.pair_id], config=config)
         metrics = batch_metrics([scored], TrainConfig(loss=config))
         loss, chosen, rejected = their_numbers(trainer, pair)

@@ -13,6 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from rlaifv.config import LossConfig, ModelSpec, TrainConfig
 from rlaifv.dpo import PairLogps, length_drift
 from rlaifv.models.base import Branches
+from rlaifv.models.branches import split_answers
 from rlaifv.records import ReferenceLogps
 from rlaifv.training.scoring import Answers, batch_metrics, score_pair
 from tests.models_kit import load_engine
@@ -137,7 +138,7 @@ def test_scores_of_a_model_are_those_of_the_releases_formulas(
     pair = pair.model_copy(update={"rejected": f"{pair.chosen} and a large green cone"})
     row = Branches(pair.image.bytes, pair.question, (pair.chosen, pair.rejected))
     batch = engine.encode_branches([row])
-    tokens = Answers(*batch.split(batch.targets_M)[0])
+    tokens = Answers(*split_answers(batch.targets_M, batch.counts)[0])
     with torch.no_grad():
         logps = Answers(*engine.branch_logps(batch)[0])
     config = LossConfig(average=average, changed_token_weight=weight)

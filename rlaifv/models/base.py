@@ -5,7 +5,7 @@ the question. It is computed once and shared: by the samples of a prompt, by the
 image, by the two answers of a pair.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -80,17 +80,35 @@ class VisionLanguageModel(Protocol):
     at a time); results do not depend on which other rows are in the call beyond float noise, and
     are bit-identical for the same call. A row that does not fit the context raises ArtifactError
     with the row's number; images are decoded with `rlaifv.images.decode`.
+
+    A `queue_` method starts the work, as far as the engine can; the call that it returns waits for
+    the results, and for nothing that was queued later. It may be made once. Whoever queues the next
+    group before that keeps the device busy.
     """
 
     batch_size: int
 
+    def queue_answer(
+        self, prompts: Sequence[Prompt], *, decoding: Decoding
+    ) -> Callable[[], list[list[Generation]]]:
+        """Reads images ahead, or asks a server; decoding on this machine is left to the call."""
+        ...
+
+    def queue_yes_no(self, rows: Sequence[ImageQuestions]) -> Callable[[], list[list[YesNo]]]:
+        """Queues all of `yes_no`."""
+        ...
+
+    def queue_sequence_logps(self, rows: Sequence[Branches]) -> Callable[[], list[list[Floats]]]:
+        """Queues all of `sequence_logps`; what is wrong with a row is raised here."""
+        ...
+
     def answer(self, prompts: Sequence[Prompt], *, decoding: Decoding) -> list[list[Generation]]:
         """One list per prompt, one generation per seed."""
-        ...
+        return self.queue_answer(prompts, decoding=decoding)()
 
     def yes_no(self, rows: Sequence[ImageQuestions]) -> list[list[YesNo]]:
         """One list per image, one verdict per question."""
-        ...
+        return self.queue_yes_no(rows)()
 
     def sequence_logps(self, rows: Sequence[Branches]) -> list[list[Floats]]:
         """Per row and answer: log-probability in nats of each answer token, float32 [tokens].
@@ -98,7 +116,7 @@ class VisionLanguageModel(Protocol):
         The answer's tokens are those of its text followed by end-of-sequence; prompt and image
         are never scored. Computed from float32 log-softmax.
         """
-        ...
+        return self.queue_sequence_logps(rows)()
 
 
 class TokenLogp(NamedTuple):

@@ -9,7 +9,7 @@ M positions that are read.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -53,6 +53,21 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def to_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Queues a copy behind what the device is doing; the call waits for it, not for later work."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu
+    copy = tensor.to("cpu", non_blocking=True)  # to pinned memory
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # torch's
+    copied.record(torch.cuda.current_stream(tensor.device))
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return copy
+
+    return wait
+
+
 class BranchBatch(NamedTuple):
     """Rows of answers, ready to be scored; tensors lie on the model's device."""
 
@@ -67,10 +82,11 @@ class BranchBatch(NamedTuple):
     counts: tuple[tuple[int, ...], ...]
     """Per row and answer: its number of tokens, end of sequence included."""
 
-    def split(self, logps_M: Tensor) -> list[list[Tensor]]:
-        """Per row and answer, from all values in a line."""
-        parts = iter(torch.split(logps_M, [count for row in self.counts for count in row]))
-        return [[next(parts) for _ in row] for row in self.counts]
+
+def split_answers(logps_M: Tensor, counts: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    """Per row and answer, from all values in a line."""
+    parts = iter(torch.split(logps_M, [count for row in counts for count in row]))
+    return [[next(parts) for _ in row] for row in counts]
 
 
 class FullRows(NamedTuple):
@@ -90,11 +106,17 @@ class TrainableModel(VisionLanguageModel, Protocol):
         """The transformers module. Adapters put into it in place take part in every method."""
         ...
 
+    def queue_sequence_logps(
+        self, rows: Sequence[Branches], *, max_length: int | None = None
+    ) -> Callable[[], list[list[Floats]]]:
+        """As of every model; `max_length` as of `encode_branches`."""
+        ...
+
     def sequence_logps(
         self, rows: Sequence[Branches], *, max_length: int | None = None
     ) -> list[list[Floats]]:
-        """As of every model; `max_length` as of `encode_branches`."""
-        ...
+        """The same at once."""
+        return self.queue_sequence_logps(rows, max_length=max_length)()
 
     def encode_branches(
         self, rows: Sequence[Branches], *, max_length: int | None = None

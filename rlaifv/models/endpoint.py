@@ -14,9 +14,10 @@ import os
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ from rlaifv.models.base import (
     Generation,
     ImageQuestions,
     Prompt,
+    VisionLanguageModel,
     YesNo,
 )
 
@@ -74,8 +76,8 @@ def endpoint_identity(spec: ModelSpec) -> str:
     return f"{spec.path} at {url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
-class EndpointModel:
-    """A `VisionLanguageModel` and a `TextModel`.
+class EndpointModel(VisionLanguageModel):
+    """A `TextModel` as well. Requests that nobody waits for any more are not made.
 
     Raises ConfigError when the server refuses the key, does not know the model or cannot give
     probabilities; ArtifactError with the row that it refuses; TransientError when requests keep
@@ -97,6 +99,7 @@ class EndpointModel:
             max_retries=0,
             timeout=self._endpoint.timeout_seconds,
         )
+        self._threads = ThreadPoolExecutor(self._endpoint.concurrency)
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
         """Requests, failures, input_tokens, output_tokens, served_by/<model>."""
@@ -114,16 +117,23 @@ class EndpointModel:
             "cost": f"{cost / 1e6:.6f}",
         }
 
-    def answer(self, prompts: Sequence[Prompt], *, decoding: Decoding) -> list[list[Generation]]:
+    def queue_answer(
+        self, prompts: Sequence[Prompt], *, decoding: Decoding
+    ) -> Callable[[], list[list[Generation]]]:
         """One list per prompt, one generation per seed; a request each."""
-        contents = [_content(p.image, p.question, row) for row, p in enumerate(prompts)]
+        contents = [_content(_url(p.image, row), p.question) for row, p in enumerate(prompts)]
         requests = [
             _Request(row, contents[row], decoding, seed)
             for row, prompt in enumerate(prompts)
             for seed in prompt.seeds
         ]
-        generations = iter(self._all(requests, _generation))
-        return [[next(generations) for _ in prompt.seeds] for prompt in prompts]
+        asked = self._ask_all(requests, _generation)
+
+        def wait() -> list[list[Generation]]:
+            generations = iter(asked())
+            return [[next(generations) for _ in prompt.seeds] for prompt in prompts]
+
+        return wait
 
     def reply(
         self, prompts: Sequence[str], *, seeds: Sequence[int], decoding: Decoding
@@ -131,25 +141,36 @@ class EndpointModel:
         """One reply per prompt, in order."""
         rows = enumerate(zip(prompts, seeds, strict=True))
         requests = [_Request(row, prompt, decoding, seed) for row, (prompt, seed) in rows]
-        return self._all(requests, _generation)
+        return self._ask_all(requests, _generation)()
 
-    def yes_no(self, rows: Sequence[ImageQuestions]) -> list[list[YesNo]]:
+    def queue_yes_no(self, rows: Sequence[ImageQuestions]) -> Callable[[], list[list[YesNo]]]:
         """From the probabilities of the likeliest `top_logprobs` tokens.
 
         A word that is not among them counts 0; where neither side has one the verdict is 0 and 0,
         a rejection, and a warning tells how often that was.
         """
         top = self._endpoint.top_logprobs
+        urls = [_url(row.image, number) for number, row in enumerate(rows)]
         requests = [
-            _Request(number, _content(row.image, question, number), GREEDY, 0, top)
+            _Request(number, _content(urls[number], question), GREEDY, 0, top)
             for number, row in enumerate(rows)
             for question in row.questions
         ]
-        verdicts = self._all(requests, self._verdict)
+        asked = self._ask_all(requests, self._verdict)
+
+        def wait() -> list[list[YesNo]]:
+            verdicts = asked()
+            self._check_verdicts(verdicts)
+            each = iter(verdicts)
+            return [[next(each) for _ in row.questions] for row in rows]
+
+        return wait
+
+    def _check_verdicts(self, verdicts: Sequence[YesNo]) -> None:
         if missing := sum(verdict == (0.0, 0.0) for verdict in verdicts):
             log.warning(
                 "%s: %d of %d questions have neither yes nor no among %d tokens",
-                *(self.identity, missing, len(verdicts), top),
+                *(self.identity, missing, len(verdicts), self._endpoint.top_logprobs),
             )
         served = self.usage["served by"]
         if ", " in served:
@@ -157,29 +178,32 @@ class EndpointModel:
                 f"{self.identity}: several models answered ({served}); their scores are not "
                 "comparable: name one of them"
             )
-        each = iter(verdicts)
-        return [[next(each) for _ in row.questions] for row in rows]
 
-    def sequence_logps(self, rows: Sequence[Branches]) -> list[list[Floats]]:
+    def queue_sequence_logps(self, rows: Sequence[Branches]) -> Callable[[], list[list[Floats]]]:
         """Not part of the protocol: raises ConfigError."""
         raise ConfigError(f"{self.identity}: an endpoint cannot score given answers ({len(rows)})")
 
     def close(self) -> None:
-        """Ends the connections."""
+        """Ends threads and connections."""
+        self._threads.shutdown(cancel_futures=True)
         self._client.close()
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _all(
+    def _ask_all(
         self, requests: Sequence[_Request], read: Callable[["ChatCompletion"], _T]
-    ) -> list[_T]:
+    ) -> Callable[[], list[_T]]:
         """What `read` makes of each answer, in order; the first error ends it, the rest unasked."""
-        with ThreadPoolExecutor(self._endpoint.concurrency) as pool:
-            futures = [pool.submit(self._ask, request) for request in requests]
+        futures = [self._threads.submit(self._ask, request) for request in requests]
+
+        def wait() -> list[_T]:
             try:
                 return [read(future.result()) for future in futures]
             finally:
-                pool.shutdown(cancel_futures=True)
+                _cancel(futures)
+
+        weakref.finalize(wait, _cancel, futures)
+        return wait
 
     def _verdict(self, completion: "ChatCompletion") -> YesNo:
         logprobs = completion.choices[0].logprobs
@@ -291,14 +315,22 @@ def _generation(completion: "ChatCompletion") -> Generation:
     return Generation(text, tokens, "length" if choice.finish_reason == "length" else "stop")
 
 
-def _content(image: bytes, question: str, row: int) -> list[dict[str, Any]]:
+def _cancel(futures: Sequence["Future[ChatCompletion]"]) -> None:
+    for future in futures:
+        future.cancel()
+
+
+def _url(image: bytes, row: int) -> str:
     try:
         picture = decode(image)
     except BadImageError as error:
         raise ArtifactError(f"row {row}: image: {error}") from error
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")  # upright RGB, whatever the server's decoder would make of the file
-    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _content(url: str, question: str) -> list[dict[str, Any]]:
     return [
         {"type": "image_url", "image_url": {"url": url}},
         {"type": "text", "text": question},

@@ -27,6 +27,7 @@ from rlaifv.models.base import (
     ImageQuestions,
     Prompt,
     TokenLogp,
+    VisionLanguageModel,
     YesNo,
 )
 from rlaifv.models.sampling import draw_uniforms, penalised, pick
@@ -43,8 +44,8 @@ class Run(NamedTuple):
     cache: Any
 
 
-class OneByOne(abc.ABC):
-    """A `VisionLanguageModel` of single rows; `batch_size` is kept and means nothing."""
+class OneByOne(VisionLanguageModel, abc.ABC):
+    """Of single rows, computed as soon as they are queued; `batch_size` means nothing."""
 
     def __init__(
         self, module: Any, words: Words, *, batch_size: int, eos_ids: Sequence[int]
@@ -83,7 +84,9 @@ class OneByOne(abc.ABC):
     # --- what all of them do ---------------------------------------------------------------------
 
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[Prompt], *, decoding: Decoding) -> list[list[Generation]]:
+    def queue_answer(
+        self, prompts: Sequence[Prompt], *, decoding: Decoding
+    ) -> Callable[[], list[list[Generation]]]:
         """One list per prompt, one generation per seed; the prompt is run once for all of them."""
         results = []
         for row, prompt in enumerate(prompts):
@@ -96,10 +99,10 @@ class OneByOne(abc.ABC):
             else:
                 answers = self._samples(inputs, prompt.seeds, decoding)
             results.append([self._words.generation(ids, self._eos_ids) for ids in answers])
-        return results
+        return lambda: results
 
     @torch.inference_mode()
-    def yes_no(self, rows: Sequence[ImageQuestions]) -> list[list[YesNo]]:
+    def queue_yes_no(self, rows: Sequence[ImageQuestions]) -> Callable[[], list[list[YesNo]]]:
         """One list per image, one verdict per question; the image is run once."""
         yes, no = self._words.word_ids(YES), self._words.word_ids(NO)
         verdicts = []
@@ -109,19 +112,25 @@ class OneByOne(abc.ABC):
                 p_V = logits_V.softmax(-1)
                 found.append(YesNo(float(p_V[yes].sum()), float(p_V[no].sum())))
             verdicts.append(found)
-        return verdicts
+        return lambda: verdicts
 
-    @torch.inference_mode()
     def sequence_logps(
         self, rows: Sequence[Branches], *, max_length: int | None = None
     ) -> list[list[Floats]]:
+        """As `queue_sequence_logps`."""
+        return self.queue_sequence_logps(rows, max_length=max_length)()
+
+    @torch.inference_mode()
+    def queue_sequence_logps(
+        self, rows: Sequence[Branches], *, max_length: int | None = None
+    ) -> Callable[[], list[list[Floats]]]:
         """Per row and answer: log-probability in nats of each answer token, float32 [tokens]."""
         results = []
         for number, row in enumerate(rows):
             inputs, answers = self._asked(row, number, max_length)
             prefix = self._prefix(inputs, num_tokens(inputs))
             results.append([self._logps(prefix(ids), ids).cpu().numpy() for ids in answers])
-        return results
+        return lambda: results
 
     @torch.inference_mode()
     def two_row_logps(

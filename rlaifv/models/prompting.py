@@ -12,7 +12,7 @@ the same, as in the reference release.
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,21 @@ MAX_THREADS = 8
 """That read images: most of the work is in C, without Python's lock."""
 
 
+class Images(NamedTuple):
+    """The different images of some rows, perhaps still being read."""
+
+    reading: list[Future[Tensor]]
+    of_row: list[int]
+    num_tokens: int
+
+    def of(self, rows: range) -> "Images":
+        """Those of some rows."""
+        numbers = [self.of_row[row] for row in rows]
+        places = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
+        reading = [self.reading[number] for number in places]
+        return Images(reading, [places[number] for number in numbers], self.num_tokens)
+
+
 class Prompter(Words):
     """Tokens and pixels of one checkpoint."""
 
@@ -65,6 +80,8 @@ class Prompter(Words):
 
     def prompts(self, questions: Sequence[str], *, rows: Sequence[int]) -> list[list[int]]:
         """The same for many."""
+        if not questions:
+            return []
         every = self._templated(questions) if self._system is None else self._llava(questions)
         for ids, row in zip(every, rows, strict=True):
             if ids.count(self.image_id) != 1:

@@ -10,7 +10,7 @@ V vocabulary.
 
 import functools
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
@@ -37,14 +37,17 @@ from rlaifv.models.batches import batches
 from rlaifv.models.branches import (
     BranchBatch,
     TokenRow,
+    TrainableModel,
     answer_sources,
     end_sources,
     question_rows,
+    split_answers,
     to_device,
+    to_host,
 )
 from rlaifv.models.decoder import Decoder
 from rlaifv.models.generation import generate
-from rlaifv.models.prompting import Prompter
+from rlaifv.models.prompting import Images, Prompter
 
 MAX_BRANCH_TOKENS = 4096
 """Most question tokens in a row: a mask in full grows with the square of the row."""
@@ -72,21 +75,6 @@ class VisionSide(Protocol):
 _Pixels = dict[bytes, Future[Tensor]]
 
 
-class _Images(NamedTuple):
-    """The different images of some rows, perhaps still being read."""
-
-    reading: list[Future[Tensor]]
-    of_row: list[int]
-    num_tokens: int
-
-    def of(self, rows: range) -> "_Images":
-        """Those of some rows."""
-        numbers = [self.of_row[row] for row in rows]
-        places = {number: place for place, number in enumerate(dict.fromkeys(numbers))}
-        reading = [self.reading[number] for number in places]
-        return _Images(reading, [places[number] for number in numbers], self.num_tokens)
-
-
 class _Asked(NamedTuple):
     """A question of a row, as token ids with one placeholder."""
 
@@ -99,8 +87,8 @@ class _QuestionRow(NamedTuple):
     row: TokenRow
 
 
-class SharedPrefixModel:
-    """A `branches.TrainableModel`."""
+class SharedPrefixModel(TrainableModel):
+    """Of a family with a `VisionSide`."""
 
     def __init__(
         self, side: VisionSide, prompter: Prompter, *, batch_size: int, eos_ids: Sequence[int]
@@ -118,15 +106,28 @@ class SharedPrefixModel:
 
     # --- plain values in, plain values out -------------------------------------------------------
 
+    def queue_answer(
+        self, prompts: Sequence[Prompt], *, decoding: Decoding
+    ) -> Callable[[], list[list[Generation]]]:
+        """Starts reading the images; the call runs each prompt once for all of its answers."""
+        lengths = [len(prompt.question) for prompt in prompts]
+        order = [row for rows in batches(lengths, size=self.batch_size) for row in rows]
+        ahead = self._read([(prompts[row].image, row) for row in order])
+        numbers = range(len(prompts))
+        ids = self._prompter.prompts([prompt.question for prompt in prompts], rows=numbers)
+        return functools.partial(self._answers, prompts, ids, ahead, decoding)
+
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[Prompt], *, decoding: Decoding) -> list[list[Generation]]:
-        """One list per prompt, one generation per seed; the prompt is run once for all of them."""
+    def _answers(
+        self, prompts: Sequence[Prompt], asked: list[list[int]], ahead: _Pixels, decoding: Decoding
+    ) -> list[list[Generation]]:
+        """`asked`: the prompts as token ids with one placeholder."""
         generations: dict[int, list[Generation]] = {}
         lengths = [len(prompt.question) for prompt in prompts]
         for rows in batches(lengths, size=self.batch_size):
             group = [prompts[row] for row in rows]
-            images = self._images([prompt.image for prompt in group], rows)
-            ids = self._prefixes([prompt.question for prompt in group], rows, images)
+            images = self._images([prompt.image for prompt in group], rows, ahead)
+            ids = [self._prompter.with_image(asked[row], images.num_tokens) for row in rows]
             for row, tokens in zip(rows, ids, strict=True):
                 self._check_length(row, len(tokens) + decoding.max_new_tokens, None)
             prefill = self._decoder.prefill(
@@ -145,7 +146,7 @@ class SharedPrefixModel:
         return [generations[row] for row in range(len(prompts))]
 
     @torch.inference_mode()
-    def yes_no(self, rows: Sequence[ImageQuestions]) -> list[list[YesNo]]:
+    def queue_yes_no(self, rows: Sequence[ImageQuestions]) -> Callable[[], list[list[YesNo]]]:
         """One list per image, one verdict per question.
 
         An image is seen once however many rows ask about it, and equal questions about it are
@@ -155,8 +156,7 @@ class SharedPrefixModel:
         for number, row in enumerate(rows):
             for question in row.questions:
                 asked.setdefault(row.image, {}).setdefault(question, number)
-        verdicts: dict[tuple[bytes, str], YesNo] = {}
-        running: list[tuple[list[tuple[bytes, str]], Tensor]] = []
+        running: list[tuple[list[tuple[bytes, str]], Callable[[], Tensor]]] = []
         every = list(asked)
         groups = batches([sum(map(len, asked[image])) for image in every], size=self.batch_size)
         first_rows = [next(iter(asked[image].values())) for image in every]
@@ -175,28 +175,38 @@ class SharedPrefixModel:
                     index, list(itertools.islice(found, len(asked[image]))), images
                 )
             ]
-            running.append((pairs, self._sums(units, images)))
-        for pairs, sums_M2 in running:  # looked at last: a look waits for the device
-            verdicts.update(zip(pairs, self._verdicts(sums_M2), strict=True))
-        return [[verdicts[row.image, question] for question in row.questions] for row in rows]
+            running.append((pairs, to_host(self._sums(units, images))))
+
+        def wait() -> list[list[YesNo]]:
+            verdicts: dict[tuple[bytes, str], YesNo] = {}
+            for pairs, sums in running:
+                verdicts.update(zip(pairs, _verdicts(sums()), strict=True))
+            return [[verdicts[row.image, question] for question in row.questions] for row in rows]
+
+        return wait
 
     @torch.inference_mode()
-    def sequence_logps(
+    def queue_sequence_logps(
         self, rows: Sequence[Branches], *, max_length: int | None = None
-    ) -> list[list[Floats]]:
+    ) -> Callable[[], list[list[Floats]]]:
         """Per row and answer: log-probability in nats of each answer token, float32 [tokens]."""
-        results: dict[int, list[Floats]] = {}
-        running: list[tuple[list[int], list[list[Tensor]]]] = []
+        running: list[tuple[list[int], tuple[tuple[int, ...], ...], Callable[[], Tensor]]] = []
         lengths = [len(row.question) + sum(map(len, row.answers)) for row in rows]
         groups = batches(lengths, size=self.batch_size)
         ahead = self._read([(rows[row].image, row) for group in groups for row in group])
         for group in groups:
             batch = self._encode([rows[row] for row in group], group, max_length, ahead)
-            running.append((group, self.branch_logps(batch)))
-        for group, scored in running:  # looked at last: a look waits for the device
-            for row, logps in zip(group, scored, strict=True):
-                results[row] = [part.cpu().numpy() for part in logps]
-        return [results[row] for row in range(len(rows))]
+            logps_M = self._decoder.target_logps(self._hidden(batch, None), batch.targets_M)
+            running.append((group, batch.counts, to_host(logps_M)))
+
+        def wait() -> list[list[Floats]]:
+            results: dict[int, list[Floats]] = {}
+            for group, counts, scored in running:
+                for row, logps in zip(group, split_answers(scored(), counts), strict=True):
+                    results[row] = [part.numpy() for part in logps]
+            return [results[row] for row in range(len(rows))]
+
+        return wait
 
     @torch.inference_mode()
     def first_tokens(
@@ -204,18 +214,15 @@ class SharedPrefixModel:
     ) -> list[TokenLogp]:
         """The likeliest first tokens of an answer, best first; or these, behind the likeliest."""
         batch = self._encode([Branches(image, question, ("",))], [0], None)
-        features = self._side.features(batch.pixels)
-        embeds_BLE = self._side.merge(batch.packed.ids_BL, features, batch.image_of_row_B)
-        hidden_ME = self._decoder.run(embeds_BLE, batch.packed, batch.sources_M)
-        logps_V = self._decoder.logits(hidden_ME)[0].log_softmax(-1)
+        logps_V = self._decoder.logits(self._hidden(batch, None))[0].log_softmax(-1)
         best = logps_V.topk(min(count, len(logps_V))).indices.tolist()
         chosen = dict.fromkeys([best[0], *ids] if ids else best)
         return [TokenLogp(self._prompter.piece(token), float(logps_V[token])) for token in chosen]
 
     def count_prompt(self, image: bytes, question: str) -> int:
         """Tokens of a prompt, those of the image included; for servers."""
-        ((prefix,),) = [self._prefixes([question], [0], self._images([image], [0]))]
-        return len(prefix)
+        num_tokens = self._images([image], [0]).num_tokens
+        return len(self._prompter.prompt(question, row=0)) + num_tokens - 1
 
     # --- differentiable --------------------------------------------------------------------------
 
@@ -239,11 +246,15 @@ class SharedPrefixModel:
 
         `features` replaces `vision_features(batch.pixels)`.
         """
+        logps_M = self._decoder.target_logps(self._hidden(batch, features), batch.targets_M)
+        return split_answers(logps_M, batch.counts)
+
+    def _hidden(self, batch: BranchBatch, features: Tensor | None) -> Tensor:
+        """Before each answer token, [M, E]."""
         if features is None:
             features = self._side.features(batch.pixels)
         embeds_BLE = self._side.merge(batch.packed.ids_BL, features, batch.image_of_row_B)
-        hidden_ME = self._decoder.run(embeds_BLE, batch.packed, batch.sources_M)
-        return batch.split(self._decoder.target_logps(hidden_ME, batch.targets_M))
+        return self._decoder.run(embeds_BLE, batch.packed, batch.sources_M)
 
     def two_row_logps(
         self, rows: Sequence[Branches], *, max_length: int | None = None
@@ -277,20 +288,20 @@ class SharedPrefixModel:
 
     def _images(
         self, images: Sequence[bytes], rows: Sequence[int], ahead: _Pixels | None = None
-    ) -> _Images:
+    ) -> Images:
         """Of some rows; `ahead` holds them if `_read` was asked before."""
         pixels = ahead or self._read(list(zip(images, rows, strict=True)))
         numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
         num_tokens = self._prompter.num_image_tokens(pixels[images[0]].result())
         reading = [pixels[image] for image in numbers]
-        return _Images(reading, [numbers[image] for image in images], num_tokens)
+        return Images(reading, [numbers[image] for image in images], num_tokens)
 
-    def _pixels(self, images: _Images) -> Tensor:
+    def _pixels(self, images: Images) -> Tensor:
         """Of all images, on the device."""
         pixels = torch.cat([each.result() for each in images.reading])
         return self._prompter.normalised(to_device(pixels, self._decoder.device))
 
-    def _embeds(self, ids: Sequence[list[int]], images: _Images, rows: range) -> Tensor:
+    def _embeds(self, ids: Sequence[list[int]], images: Images, rows: range) -> Tensor:
         """Embeddings of some prompts, padded on the right."""
         some = images.of(rows)
         device, pad_id = self._decoder.device, self._prompter.pad_id
@@ -301,12 +312,6 @@ class SharedPrefixModel:
 
     def _on_device(self, values: Sequence[int]) -> Tensor:
         return to_device(torch.tensor(values), self._decoder.device)
-
-    def _prefixes(
-        self, questions: Sequence[str], rows: Sequence[int], images: _Images
-    ) -> list[list[int]]:
-        every = self._prompter.prompts(questions, rows=rows)
-        return [self._prompter.with_image(ids, images.num_tokens) for ids in every]
 
     def _check_length(self, row: int, length: int, limit: int | None) -> None:
         """Nothing is ever truncated."""
@@ -320,12 +325,13 @@ class SharedPrefixModel:
         self,
         rows: Sequence[Branches],
         numbers: Sequence[int],
-        images: _Images,
+        images: Images,
         max_length: int | None,
     ) -> list[TokenRow]:
         token_rows = []
-        prefixes = self._prefixes([row.question for row in rows], numbers, images)
-        for row, number, prefix in zip(rows, numbers, prefixes, strict=True):
+        prompts = self._prompter.prompts([row.question for row in rows], rows=numbers)
+        for row, number, prompt in zip(rows, numbers, prompts, strict=True):
+            prefix = self._prompter.with_image(prompt, images.num_tokens)
             branches = [self._prompter.answer(answer) for answer in row.answers]
             self._check_length(number, len(prefix) + max(map(len, branches)), max_length)
             token_rows.append(TokenRow(prefix, branches))
@@ -352,7 +358,7 @@ class SharedPrefixModel:
         )
 
     def _question_rows(
-        self, image: int, asked: Collection[_Asked], images: _Images
+        self, image: int, asked: Collection[_Asked], images: Images
     ) -> Iterator[_QuestionRow]:
         prompts = [question.ids for question in asked]
         for question in asked:
@@ -362,7 +368,7 @@ class SharedPrefixModel:
             prefix = self._prompter.with_image(row.prefix, images.num_tokens)
             yield _QuestionRow(image, TokenRow(prefix, row.branches))
 
-    def _sums(self, units: Sequence[_QuestionRow], images: _Images) -> Tensor:
+    def _sums(self, units: Sequence[_QuestionRow], images: Images) -> Tensor:
         """P(yes) and P(no) after each question, over the whole vocabulary, [M, 2]; on the device."""
         features = self._side.features(self._pixels(images))
         yes, no = (self._on_device(self._prompter.word_ids(words)) for words in (YES, NO))
@@ -379,7 +385,8 @@ class SharedPrefixModel:
             sums.append(torch.stack([p_MV[:, yes].sum(1), p_MV[:, no].sum(1)], 1))
         return torch.cat(sums)
 
-    def _verdicts(self, sums_M2: Tensor) -> list[YesNo]:
-        if not sums_M2.isfinite().all():
-            raise ArtifactError(NOT_FINITE)
-        return [YesNo(p_yes, p_no) for p_yes, p_no in sums_M2.tolist()]
+
+def _verdicts(sums_M2: Tensor) -> list[YesNo]:
+    if not sums_M2.isfinite().all():
+        raise ArtifactError(NOT_FINITE)
+    return [YesNo(p_yes, p_no) for p_yes, p_no in sums_M2.tolist()]

@@ -41,8 +41,8 @@ def sample(job: Job) -> Iterator[Answer]:
         for row, mine in zip(group, answers, strict=True):
             for name, made in zip(ids(row), mine, strict=True):
                 said = made._asdict()  # text, num_tokens, finish_reason
-                known = {"instruction_id": row.instruction_id, "answer_id": name}
-                yield Answer(**known, seed=job.seed(name), **said)
+                asked, seed = row.instruction_id, job.seed(name)
+                yield Answer(instruction_id=asked, answer_id=name, seed=seed, **said)
     job.notes |= usage_notes(model)
 
 

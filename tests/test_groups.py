@@ -1,6 +1,7 @@
 """A stage queues its next group while one is computed."""
 
 import gc
+import json
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -14,13 +15,14 @@ import jobs._groups
 import rlaifv.models
 from jobs._entry import Job
 from jobs._groups import ahead, in_groups, progress
-from rlaifv.config import ModelSpec
+from rlaifv.config import ModelSpec, RunConfig
 from rlaifv.errors import ArtifactError
 from rlaifv.models.branches import TrainableModel
-from rlaifv.pipeline import Shard, part_key
-from rlaifv.records import Answer, PreferencePair, Record, ReferenceLogps, Verdict
+from rlaifv.pipeline import CONFIG, Shard, part_key, quarantine_key
+from rlaifv.records import Answer, PreferencePair, Quarantined, Record, ReferenceLogps, Verdict
 from rlaifv.store import Store, open_store
 from tests.jobs_support import make_config, make_run, make_source, run_job
+from tests.models_kit import load_engine
 from tests.tiny import make_tiny_llava
 
 ONE = Shard(0, 1)
@@ -236,6 +238,34 @@ def test_stages_work_one_group_ahead_and_write_what_they_would_without(
     key, record = part_key(0, PARTS[stage][0], ONE), PARTS[stage][1]
     assert run.provenance(key).rows_sha256 == one_by_one.provenance(key).rows_sha256
     assert list(run.read_part(key, record)) == list(one_by_one.read_part(key, record))
+
+
+@pytest.mark.slow
+def test_pairs_that_are_too_long_are_set_aside_in_every_group(pairs: Store, tmp_path: Path) -> None:
+    run = again(pairs, tmp_path, "reflogp")
+    assert run_job(run, "reflogp") == 0
+    key = part_key(0, "reflogps", ONE)
+    every = list(run.read_part(key, ReferenceLogps))
+    asked = list(run.read_part(part_key(0, "pairs", ONE), PreferencePair))
+    longest = [max(len(row.chosen_token_nats), len(row.rejected_token_nats)) for row in every]
+    most = sorted(longest)[len(longest) // 2]
+    engine = load_engine(run.read_json(CONFIG, RunConfig).policy)
+    before = {engine.count_prompt(pair.image.bytes, pair.question) for pair in asked}
+    assert len(before) == 1
+    tight = again(pairs, tmp_path / "tight", "reflogp")
+    path = tmp_path / "tight" / "copy" / CONFIG
+    values = json.loads(path.read_text())
+    values["train"]["max_length"] = most - 1 + before.pop()
+    path.write_text(json.dumps(values))
+    assert run_job(tight, "reflogp") == 0
+    fits = [length < most for length in longest]
+    assert len({n // 4 for n, fit in enumerate(fits) if not fit}) > 1
+    kept = [row for row, fit in zip(every, fits, strict=True) if fit]
+    for row, expected in zip(tight.read_part(key, ReferenceLogps), kept, strict=True):
+        assert row.pair_id == expected.pair_id
+        assert row.rejected_token_nats == pytest.approx(expected.rejected_token_nats, abs=1e-4)
+    aside = tight.read_part(quarantine_key(0, "reflogp", ONE), Quarantined)
+    assert [row.row for row in aside] == [n for n, fit in enumerate(fits) if not fit]
 
 
 @pytest.mark.slow

@@ -146,8 +146,9 @@ def _parse_start(text: str, config: RunConfig) -> Start:
 
 
 def _checked_changes(old: RunConfig, new: RunConfig, start: Start) -> list[str]:
-    """Every change but the name; ConfigError when a stage that is kept depends on one."""
+    """Every change that rows may depend on; ConfigError when a stage that is kept depends on one."""
     same = {"name": old.name, "iterations": old.iterations, "stages": old.stages}
+    same["keep_compiled"] = old.keep_compiled
     changes = changed_fields(old, new.model_copy(update=same))
     refused = []
     for change in changes:

@@ -13,19 +13,19 @@ from controller.places import RunPlace
 from controller.plan import State
 from controller.tables import Column, render
 from rlaifv.config import RunConfig
-from rlaifv.pipeline import CONFIG, checkpoint_key, iteration_key, merged_key
+from rlaifv.pipeline import COMPILED, CONFIG, checkpoint_key, iteration_key, merged_key
 from rlaifv.records import Record
 from rlaifv.store import COMPLETE, Debris, LocalBackend, Store, debris, remove_debris
 
 TEMPORARIES = ".tmp-*"
-Kind = Literal["checkpoint", "training state", "upload", "tree", "temporary"]
+Kind = Literal["checkpoint", "training state", "compiled", "upload", "tree", "temporary"]
 
 
 class Waste(Record):
     """One thing that may go."""
 
     kind: Kind
-    """`checkpoint`: not chosen; `upload`, `tree`: begun and never completed."""
+    """`checkpoint`: not chosen; `compiled`: of a finished run; `upload`, `tree`: never completed."""
     key: str
     bytes: int
     """0 for an upload: the server does not tell."""
@@ -67,7 +67,10 @@ def collect(place: RunPlace, *, delete: bool, older_than_seconds: float) -> Coll
 
 
 def _unneeded(run: Store, config: RunConfig, state: State) -> Iterator[Waste]:
-    """Trees of finished iterations but the chosen one, whatever `train.keep_unselected` says."""
+    """Trees of finished iterations but the chosen one, whatever `train.keep_unselected` says.
+
+    Of a finished run also what was compiled.
+    """
     for iteration, choice in sorted(state.choices.items()):
         if not state.finished(config, iteration):
             continue
@@ -83,6 +86,9 @@ def _unneeded(run: Store, config: RunConfig, state: State) -> Iterator[Waste]:
             state_of = tree.startswith(f"{folder}/train_state/")
             kind: Kind = "training state" if state_of else "checkpoint"
             yield Waste(kind=kind, key=tree, bytes=_size(run, tree))
+    if all(state.finished(config, iteration) for iteration in range(config.iterations)):
+        for item in run.objects(COMPILED):
+            yield Waste(kind="compiled", key=item.key, bytes=item.size_bytes)
 
 
 def _size(run: Store, tree: str) -> int:

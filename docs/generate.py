@@ -9,7 +9,7 @@ import inspect
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from controller.flags import parser as controller_parser
@@ -89,21 +89,32 @@ def artifact_reference() -> str:
 
 def config_reference() -> str:
     """Every configuration key with its default and source."""
-    parts = []
-    for name, field in config.RunConfig.model_fields.items():
-        section = field.annotation
-        if not (inspect.isclass(section) and issubclass(section, config.Section)):
-            continue
-        notes = field_notes(section)
-        doc = " ".join((section.__doc__ or "").split())
-        parts.append(f"### {name}\n\n{doc}\n\n| key | default | |\n|---|---|---|")
-        for key, inner in section.model_fields.items():
-            default = "(required)" if inner.is_required() else repr(inner.default)
-            if isinstance(inner.default, config.ModelSpec):
-                default = inner.default.path
-            parts.append(f"| `{name}.{key}` | `{default}` | {notes.get(key, '')} |")
-        parts.append("")
+    sections = {
+        name: field.annotation
+        for name, field in config.RunConfig.model_fields.items()
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, config.Section)
+    }
+    parts = _keys("the run", config.RunConfig, prefix="", without=sections)
+    for name, section in sections.items():
+        parts += _keys(name, section, prefix=f"{name}.", without=())
     return "\n".join(parts)
+
+
+def _keys(
+    title: str, section: type[config.Section], *, prefix: str, without: Collection[str]
+) -> list[str]:
+    """A table of a section's own keys."""
+    notes = field_notes(section)
+    doc = " ".join((section.__doc__ or "").split())
+    lines = [f"### {title}\n\n{doc}\n\n| key | default | |\n|---|---|---|"]
+    for key, inner in section.model_fields.items():
+        if key in without:
+            continue
+        default = "(required)" if inner.is_required() else repr(inner.default)
+        if isinstance(inner.default, config.ModelSpec):
+            default = inner.default.path
+        lines.append(f"| `{prefix}{key}` | `{default}` | {notes.get(key, '')} |")
+    return [*lines, ""]
 
 
 def parsers() -> list[argparse.ArgumentParser]:

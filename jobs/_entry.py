@@ -24,6 +24,7 @@ from rlaifv.cli import INTERRUPTED
 from rlaifv.config import ModelSpec, RunConfig
 from rlaifv.config_values import parse_config
 from rlaifv.errors import ArtifactError, ConfigError, RlaifvError
+from rlaifv.models.compilations import kept
 from rlaifv.pipeline import (
     ARTIFACTS,
     CHOICE,
@@ -276,7 +277,8 @@ def _run(stage: Stage, *, run_uri: str, iteration: int, shard: str) -> None:
         raise ConfigError(f"--shard {parsed}: config.json gives {name} {expected} shards")
     if not 0 <= iteration < job.config.iterations:
         raise ConfigError(f"--iteration {iteration}: config.json has {job.config.iterations}")
-    run_stage(job, stage)
+    with kept(run, job.config, stage=name, rank=int(os.environ.get("RANK", "0"))):
+        run_stage(job, stage)
 
 
 def _read_config(run: Store) -> RunConfig:

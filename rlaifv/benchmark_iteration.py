@@ -23,9 +23,11 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +60,8 @@ THINGS = ("cup", "dog", "lamp", "cat", "bottle", "plate", "book", "clock", "plan
 COLOURS = ("red", "blue", "green", "white", "black", "yellow", "brown", "grey", "orange", "pink")
 REQUEST = "Describe the image in detail. What can you see on the left and on the right?"
 GPU_PERIOD = 0.2
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+"""Where compilers keep what they made; in a pod below its own /tmp."""
 
 
 class Timing(NamedTuple):
@@ -207,8 +211,10 @@ class GpuWatch:
                 self._seen.append(float(done.stdout))
 
 
-def run_stage(run: Store, stage: str, folder: Path) -> Timing:
+def run_stage(run: Store, stage: str, folder: Path, *, cold: bool = False) -> Timing:
     """One stage as a process of its own; raises SystemExit with its log when it fails.
+
+    `cold`: with empty caches of compilers, as in a new pod.
 
     Leaves `STAGE.log` and `STAGE.json` in the folder; what has been timed is not run again.
     """
@@ -218,9 +224,12 @@ def run_stage(run: Store, stage: str, folder: Path) -> Timing:
         return Timing(**json.loads(timed.read_text()))
     arguments = ["--run", str(run), "--iteration", "0", "--shard", "0/1"]
     command = [sys.executable, "-m", f"jobs.{stage}", *arguments]
-    with log.open("wb") as said, GpuWatch() as watch:
+    with ExitStack() as stack:
+        said, watch = stack.enter_context(log.open("wb")), stack.enter_context(GpuWatch())
+        caches = stack.enter_context(tempfile.TemporaryDirectory()) if cold else None
+        env = {name: f"{caches}/{name}" for name in CACHES} if caches else {}
         started = time.monotonic()
-        process = subprocess.Popen(command, stdout=said, stderr=said)  # noqa: S603
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | env)  # noqa: S603
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - started
@@ -259,7 +268,7 @@ def iteration(folder: Path, options: argparse.Namespace) -> Iterator[Timing]:
     run = open_store(str(folder / "run"))
     run.write_json_once(CONFIG, configuration(model, source, options))
     for stage in TIMED:
-        yield run_stage(run, stage, folder / "timings")
+        yield run_stage(run, stage, folder / "timings", cold=options.cold)
 
 
 def line(timing: Timing) -> str:

@@ -330,8 +330,7 @@ class ChooseConfig(Section):
     held_out: HeldOutConfig | None = None
     """What selects where no benchmark has `use: select`; None: the last checkpoint is taken."""
     criteria: tuple[Criterion, ...] = ()
-    """Empty: `response_hallucination`, or `rejected_claims` on held-out instructions; lower is
-    better."""
+    """Empty: `response_hallucination`, or `rejected_claims` on held-out instructions; lower wins."""
     tie_break: Literal["earliest", "latest", "recall"] = "earliest"
     """`recall`: the highest, then the earliest. The starting policy counts as the earliest."""
     max_recall_drop: Fraction = 0.02
@@ -364,8 +363,9 @@ class RunConfig(Section):
     iterations: Positive = 4
     stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = get_args(StageName)
     """Part of the pipeline: the run has these stages only and ends when they are complete. What
-    they read must be there, as parts that were imported, or not be needed: `respond` without
-    `train` answers with the policy alone."""
+    they read must be there, or not be needed: `respond` without `train` asks the policy alone."""
+    keep_compiled: bool = True
+    """On a GPU: what a stage compiled is stored in the run, so that its next pod need not."""
     policy: ModelSpec
     prepare: PrepareConfig = PrepareConfig()
     sample: SampleConfig = SampleConfig()

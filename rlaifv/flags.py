@@ -217,6 +217,9 @@ def benchmark_iteration() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write everything as JSON")
     parser.add_argument("--tiny", action="store_true", help="a model of a few megabytes")
+    parser.add_argument(
+        "--cold", action="store_true", help="each stage without compilers' caches, as in a new pod"
+    )
     parser.add_argument("--instructions", type=positive, default=64, help="default: 64")
     parser.add_argument("--answers", type=positive, default=10, help="per instruction (10)")
     parser.add_argument("--new-tokens", type=positive, default=120, help="per answer (120)")

@@ -5,6 +5,7 @@
 <root>/<run>/iteration-0/<artifact>/manifest.json       the stage is complete
 <root>/<run>/iteration-0/checkpoints/step-000400/...    a tree; `_COMPLETE` is written last
 <root>/<run>/iteration-0/choice.json                    -> policy of iteration 1
+<root>/<run>/compiled/sample-<code, torch, GPU>-0.bin   what torch compiled; may be deleted at any time
 """
 
 import math
@@ -27,6 +28,8 @@ from rlaifv.records import (
 )
 
 CONFIG = "config.json"
+COMPILED = "compiled"
+"""Folder of a run: what torch compiled on a GPU, for the next process of the same stage."""
 POLICY = "policy"
 """Pseudo-artifact: `config.policy`, or the tree chosen by the iteration before."""
 HELD_OUT = "held_out"
@@ -204,6 +207,11 @@ def merged_key(iteration: int, step: int) -> str:
 def train_state_key(iteration: int, step: int) -> str:
     """Key of the resumable training state after `step`; never a candidate."""
     return f"{iteration_key(iteration)}/train_state/step-{step:06d}"
+
+
+def compiled_key(stage: str, environment: str) -> str:
+    """Key of what a stage compiled for a GPU: no artifact, not part of an iteration."""
+    return f"{COMPILED}/{stage}-{environment}.bin"
 
 
 def done_key(iteration: int, stage: str, shard: Shard) -> str:

@@ -24,6 +24,7 @@ READS_ENVIRONMENT = {
     "jobs/_forkserver.py",
     "jobs/_gang.py",
     "jobs/_indexed.py",
+    "rlaifv/benchmark_iteration.py",
     "rlaifv/benchmark_store.py",
     "rlaifv/benchmarks/judge.py",
     "rlaifv/models/endpoint.py",

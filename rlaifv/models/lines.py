@@ -19,6 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers.models.llama.modeling_llama import LlamaModel, repeat_kv, rotate_half
 
+from rlaifv.models import compilations
+
 BLOCK = 128
 """FlexAttention's; lines are padded to a multiple of it."""
 MAX_COMPILED = 64
@@ -118,6 +120,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """On a GPU one compilation serves all layers; on a CPU the function itself."""
     if not torch.cuda.is_available():
         return function
+    compilations.load()
     torch._dynamo.config.recompile_limit = MAX_COMPILED
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(function)

@@ -46,7 +46,7 @@ def test_random_answers_make_claims_of_twenty_words() -> None:
 @pytest.mark.slow
 def test_a_whole_iteration_is_timed(tmp_path: Path) -> None:
     sizes = ["--instructions", "5", "--answers", "4", "--new-tokens", "60", "--batch-size", "4"]
-    flags = ["--tiny", "--folder", str(tmp_path), "--micro-batch-size", "2", *sizes]
+    flags = ["--tiny", "--cold", "--folder", str(tmp_path), "--micro-batch-size", "2", *sizes]
     benchmark_iteration.main([*flags, "--out", str(tmp_path / "out.json")])
     told = json.loads((tmp_path / "out.json").read_text())
     stages = {stage["stage"]: stage for stage in told["stages"]}

@@ -18,9 +18,13 @@ from rlaifv.dpo import PairLogps, sigmoid_loss
 from rlaifv.errors import ArtifactError
 from rlaifv.models import load_trainable
 from rlaifv.models.base import Branches
+from rlaifv.models.shared_prefix import SharedPrefixModel
 from rlaifv.records import ReferenceLogps
 from rlaifv.training import TrainRequest, train
 from rlaifv.training.curves import TAGS
+from rlaifv.training.optimizer import MasterAdamW
+from rlaifv.training.policy import Policy
+from rlaifv.training.processes import Processes
 from rlaifv.training.schedule import make_plan
 from tests.tiny import make_original_llava, make_tiny_llava
 from tests.training_support import (
@@ -225,6 +229,28 @@ def test_gradient_checkpointing_changes_no_bit(
     assert_same_weights(tmp_path / "a/checkpoint-2", tmp_path / "b/checkpoint-2")
 
 
+def test_reading_ahead_and_keeping_features_change_no_bit(
+    request_full: TrainRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, seen = request_full, list[int]()
+    features = SharedPrefixModel.vision_features
+
+    def counted(self: SharedPrefixModel, pixels: Tensor) -> Tensor:
+        seen.append(len(pixels))
+        return features(self, pixels)
+
+    monkeypatch.setattr(SharedPrefixModel, "vision_features", counted)
+    monkeypatch.setattr("rlaifv.training.policy.COPYING", 1)
+    train(request, Folders(tmp_path / "kept"))
+    images = {pair.image.bytes for pair in request.pairs}
+    assert seen == [1] * len(images), "once for all epochs"
+    monkeypatch.setattr(Policy, "read_ahead", lambda *_: None)
+    monkeypatch.setattr("rlaifv.training.policy.FEATURE_CACHE_BYTES", 0)
+    train(request, Folders(tmp_path / "anew"))
+    assert len(seen) > 2 * len(images)
+    assert_same_weights(tmp_path / "kept/checkpoint-6", tmp_path / "anew/checkpoint-6")
+
+
 def test_curves_hold_every_step_under_the_usual_names(
     request_full: TrainRequest, tmp_path: Path
 ) -> None:
@@ -287,6 +313,23 @@ def test_bfloat16_is_trained_on_float32_weights_and_resumes_exactly(
     start = weights(Path(request.policy.path))["language_model.lm_head.weight"].bfloat16().float()
     moved = (head - start).abs()
     assert 0 < moved.max() < 1e-5, "updates far below bfloat16's resolution must add up"
+
+
+def test_no_gradient_is_held_in_both_precisions(request_full: TrainRequest) -> None:
+    spec = request_full.policy.model_copy(update={"dtype": "bfloat16"})
+    policy = Policy(spec, request_full.config, base="hub/tiny")
+    updates = MasterAdamW(policy, request_full.config, processes=Processes())
+    weight = policy.module.get_decoder().layers[0].mlp.down_proj.weight
+    (name,) = (name for name, one in policy.trainable().items() if one is weight)
+    gradients = []
+    for pairs in (request_full.pairs[:1], request_full.pairs[1:2]):
+        (gradient,) = torch.autograd.grad(updates.score(pairs).logps_M.sum(), weight)
+        updates.backward(updates.score(pairs).logps_M.sum())
+        gradients.append(gradient.float())
+        assert all(one.grad is None for one in policy.trainable().values())
+    summed = updates._masters[name].grad
+    assert summed is not None
+    assert torch.equal(summed, gradients[0] + gradients[1])
 
 
 def test_adapters_of_a_bfloat16_policy_have_its_precision_and_float32_weights_behind(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rlaifv.errors import ArtifactError, ConfigError
+from rlaifv.records import Image
 from rlaifv.training import TrainRequest, train
 from rlaifv.training.schedule import make_plan
 from rlaifv.training.scoring import Answers, score_pair
@@ -42,6 +43,21 @@ def test_loss_that_is_not_finite_stops_before_the_step(
         train(request, sink)
     assert len(sink.metrics) == 1
     assert sink.offered == []
+
+
+def test_an_image_that_is_read_ahead_is_refused_in_its_turn(
+    request_full: TrainRequest, tmp_path: Path
+) -> None:
+    second = next(make_plan(request_full.reflogps, CONFIG, seed=0).batches(1))
+    broken = Image(bytes=b"no picture")
+    pairs = [
+        pair.model_copy(update={"image": broken}) if pair.pair_id in second else pair
+        for pair in request_full.pairs
+    ]
+    sink = Folders(tmp_path)
+    with pytest.raises(ArtifactError, match=rf"pairs: pair ({'|'.join(second)}): .*image"):
+        train(request_full._replace(pairs=pairs), sink)
+    assert len(sink.metrics) == 1
 
 
 def test_gradient_that_is_not_finite_stops_before_the_step(

@@ -1,6 +1,7 @@
 """The optimiser: AdamW on float32 master weights, whatever precision the model computes in."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -80,6 +81,16 @@ def check_tensors(
             )
 
 
+def _move_gradient(master: Tensor, parameter: Tensor) -> None:
+    gradient, parameter.grad = parameter.grad, None
+    if gradient is None:
+        return
+    if master.grad is None:
+        master.grad = gradient.float()
+    else:
+        master.grad += gradient
+
+
 class MasterAdamW:
     """AdamW with transformers' (and so the release's) defaults: betas 0.9 and 0.999, epsilon 1e-8.
 
@@ -100,6 +111,10 @@ class MasterAdamW:
             name: parameter if parameter.dtype == torch.float32 else parameter.detach().float()
             for name, parameter in self._parameters.items()
         }
+        for name, parameter in self._parameters.items():
+            if (master := self._masters[name]) is not parameter:
+                hook = partial(_move_gradient, master)
+                parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
         groups = weight_decay_groups(self._masters.values(), config.weight_decay)
         self._adamw = torch.optim.AdamW(groups, lr=0.0, fused=True)
 
@@ -108,17 +123,8 @@ class MasterAdamW:
         return scores
 
     def backward(self, loss: Tensor) -> None:
-        """Adds gradients in float32."""
+        """Adds gradients in float32, each as soon as it is there: none is held in both precisions."""
         loss.backward()  # type: ignore[no-untyped-call]
-        for name, parameter in self._parameters.items():
-            master = self._masters[name]
-            if master is parameter or parameter.grad is None:
-                continue
-            if master.grad is None:
-                master.grad = parameter.grad.float()
-            else:
-                master.grad += parameter.grad
-            parameter.grad = None
 
     def update(self, learning_rate: float) -> float:
         """One update; see `Updates`.

@@ -12,7 +12,7 @@ from rlaifv.config import ModelSpec, TrainConfig
 from rlaifv.errors import ArtifactError
 from rlaifv.models import load_trainable
 from rlaifv.models.base import Branches
-from rlaifv.models.branches import BranchBatch, FullRows
+from rlaifv.models.branches import BranchBatch, FullRows, to_device, to_host
 from rlaifv.models.checkpoint import find_checkpoint
 from rlaifv.models.shared_prefix import SharedPrefixModel
 from rlaifv.records import PreferencePair
@@ -26,6 +26,8 @@ from rlaifv.training.parts import (
 
 FEATURE_CACHE_BYTES = 8 * 2**30
 """LLaVA-1.5 in bfloat16: 1.18 MB per image, so the images of an iteration fit."""
+COPYING = 64
+"""Images whose features may be on their way to the host, in pinned memory."""
 
 
 class TokenScores(NamedTuple):
@@ -56,6 +58,7 @@ class Policy(nn.Module):
         self._source, self._max_length = find_checkpoint(spec).folder, config.max_length
         self.module = self._engine.module
         self._features = _FeatureCache(max_bytes=FEATURE_CACHE_BYTES)
+        self._ahead: tuple[list[str], BranchBatch | FullRows] | None = None
         self._adapted = None
         if config.lora is None:
             freeze_all_but_language_and_projector(self.module)
@@ -78,10 +81,19 @@ class Policy(nn.Module):
 
         Raises ArtifactError naming the pair that is too long or whose image is broken.
         """
-        batch = self._encode(pairs)
+        ahead, self._ahead = self._ahead, None
+        known = ahead is not None and ahead[0] == [pair.pair_id for pair in pairs]
+        batch = ahead[1] if ahead is not None and known else self._encode(pairs)
         logps = self._score(batch, pairs)
         line_M = torch.cat(list(itertools.chain.from_iterable(logps)))
         return TokenScores(line_M, batch.targets_M, batch.counts)
+
+    def read_ahead(self, pairs: Sequence[PreferencePair]) -> None:
+        """Tokens and pixels for the next call of `forward`, while the device is busy."""
+        try:
+            self._ahead = ([pair.pair_id for pair in pairs], self._encode(pairs))
+        except ArtifactError:
+            self._ahead = None  # `forward` says so in its turn
 
     def _score(
         self, batch: BranchBatch | FullRows, pairs: Sequence[PreferencePair]
@@ -89,15 +101,10 @@ class Policy(nn.Module):
         engine = self._engine
         if not (isinstance(engine, SharedPrefixModel) and isinstance(batch, BranchBatch)):
             return engine.branch_logps(batch)
-        images = {
-            number: pair.image.bytes
-            for number, pair in zip(batch.image_of_row_B.tolist(), pairs, strict=True)
-        }
+        images = dict.fromkeys(pair.image.bytes for pair in pairs)  # in the order of the pixels
         features = [
-            self._features.get(
-                images[number], batch.pixels[number : number + 1], engine.vision_features
-            )
-            for number in range(len(batch.pixels))
+            self._features.get(image, pixels_1, engine.vision_features)
+            for image, pixels_1 in zip(images, torch.split(batch.pixels, 1), strict=True)
         ]
         return engine.branch_logps(batch, features=torch.cat(features))
 
@@ -153,17 +160,26 @@ class _FeatureCache:
     def __init__(self, *, max_bytes: int) -> None:
         self._free_bytes = max_bytes
         self._features: dict[bytes, Tensor] = {}
+        self._copying: dict[bytes, Callable[[], Tensor]] = {}
 
     def get(self, image: bytes, pixels: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Features [1, F, E] of one image, on the device of its `pixels`."""
+        if image in self._copying:
+            self._settle(image)
         kept = self._features.get(image)
         if kept is not None:
-            return kept.to(pixels.device)
+            return to_device(kept, pixels.device)
         features = compute(pixels).detach()
         if (size := features.nbytes) <= self._free_bytes:
             self._free_bytes -= size
-            self._features[image] = features.cpu()
+            self._copying[image] = to_host(features)
+            if len(self._copying) > COPYING:
+                self._settle(next(iter(self._copying)))
         return features
+
+    def _settle(self, image: bytes) -> None:
+        """Out of pinned memory, of which there is little."""
+        self._features[image] = self._copying.pop(image)().clone()
 
 
 def _row(pair: PreferencePair) -> Branches:

@@ -22,6 +22,7 @@ from rlaifv.dpo import (
     weighted_logps,
 )
 from rlaifv.errors import ArtifactError
+from rlaifv.models.branches import to_device
 from rlaifv.records import ReferenceLogps
 
 
@@ -71,7 +72,7 @@ def score_pair(
                 f"has {len(policy_T)}: another tokenizer or answer made them"
             )
     device = policy.chosen_T.device
-    references = [torch.tensor(nats, dtype=torch.float32, device=device) for nats in lists]
+    references = [to_device(torch.tensor(nats, dtype=torch.float32), device) for nats in lists]
     weights = _token_weights(tokens, config)
     combine = weighted_average_logps if config.average else weighted_logps
     every = (*policy, *references)
@@ -105,7 +106,8 @@ def batch_metrics(pairs: Sequence[ScoredPair], config: TrainConfig) -> BatchMetr
     losses_P = preference_losses(scores, config.loss, beta=config.beta)
     if config.loss.sft_weight:
         losses_P = losses_P + config.loss.sft_weight * sft_loss(scores.policy_chosen_P)
-    extra_tokens_P = torch.tensor([pair.extra_tokens for pair in pairs], device=losses_P.device)
+    extra_tokens = torch.tensor([pair.extra_tokens for pair in pairs])
+    extra_tokens_P = to_device(extra_tokens, losses_P.device)
     return BatchMetrics(
         losses_P,
         *pair_metrics(sums, beta=config.beta),

@@ -4,6 +4,7 @@ Shapes:  P pairs of a forward pass;  T tokens;  M metrics.
 """
 
 import hashlib
+import itertools
 import logging
 import math
 import time
@@ -165,8 +166,9 @@ class _Training:
         curves = Curves(request.log_dir if self._processes.is_main else None, start=self._step)
         logged_s = -math.inf
         try:
-            for batch in self._plan.batches(self._step):
-                metrics = self._update(batch)
+            batches = itertools.chain(self._plan.batches(self._step), [()])
+            for batch, following in itertools.pairwise(batches):
+                metrics = self._update(batch, following)
                 curves.add(metrics)
                 self._sink.progress(metrics)
                 if time.monotonic() - logged_s > LOG_EVERY_S or self._step == last:
@@ -180,13 +182,15 @@ class _Training:
             curves.close()
         return self._checkpoints
 
-    def _update(self, batch: Sequence[str]) -> StepMetrics:
-        """One optimiser step on a global batch."""
+    def _update(self, batch: Sequence[str], following: Sequence[str]) -> StepMetrics:
+        """One optimiser step on a global batch; the beginning of the next one is read meanwhile."""
         request, processes = self._request, self._processes
         rank, size = processes.rank, request.config.micro_batch_size
-        batch = sorted(batch, key=self._answer_tokens, reverse=True)  # passes of like rows
-        micros = micro_batches(batch, rank, size=size)
+        batch, micros = self._passes(batch)
         rows = [self._micro_batch(micro, len(batch)) for micro in micros]
+        if following:
+            _, (first, *_) = self._passes(following)
+            self._policy.read_ahead([self._pairs[pair_id] for pair_id in first.pair_ids])
         gathered_PM = processes.gather(_padded(torch.cat(rows), len(batch))).cpu()
         counted_PM = gathered_PM[gathered_PM[:, 0] > 0]
         _check_losses(counted_PM, _gathered_ids(batch, rank.num_processes, size))
@@ -202,6 +206,12 @@ class _Training:
         means_M = counted_PM[:, 1:].double().mean(0).tolist()
         self._losses.append(means_M[0])
         return StepMetrics._make((self._step, *means_M, rate, norm))
+
+    def _passes(self, batch: Sequence[str]) -> tuple[Sequence[str], Sequence[MicroBatch]]:
+        """The batch so that passes have like rows, and this process's passes."""
+        batch = sorted(batch, key=self._answer_tokens, reverse=True)
+        size = self._request.config.micro_batch_size
+        return batch, micro_batches(batch, self._processes.rank, size=size)
 
     def _culprits(self, batch: Sequence[str], micros: Sequence[MicroBatch]) -> Sequence[str]:
         """The pairs of passes whose own gradient is not finite; the whole batch where none is, or
@@ -238,8 +248,9 @@ class _Training:
             for policy, ids, row in zip(logps, tokens, rows, strict=True)
         ]
         metrics = batch_metrics(scored, config)
-        counted_P = (torch.arange(len(pairs)) < micro.counted).to(metrics.losses_P)
-        self._updates.backward((metrics.losses_P * counted_P).sum() / batch_size)
+        losses_P = metrics.losses_P
+        counted_P = (torch.arange(len(pairs), device=losses_P.device) < micro.counted).to(losses_P)
+        self._updates.backward((losses_P * counted_P).sum() / batch_size)
         return torch.stack([counted_P, *(column_P.detach() for column_P in metrics)], 1)
 
     def _hand_over(self) -> None:

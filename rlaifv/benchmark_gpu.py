@@ -64,7 +64,8 @@ def measure_claims(bench: Bench) -> Iterator[Row]:
     for count, num_images, batch in bench.size.claims:
         rows = [ImageQuestions(photo(i), claims(i, count)) for i in range(num_images)]
         model = bench.model(batch)
-        took = bench.seconds(functools.partial(model.yes_no, rows))
+        calls = bench.size.calls
+        took = bench.seconds(functools.partial(ahead, model.queue_yes_no, [rows] * calls)) / calls
         peak, ours = bench.peak_gb(), model.yes_no(rows)
         lengths = [bench.prefix(q) for row in rows for q in row.questions]
         shared = bench.prefix("")
@@ -86,6 +87,17 @@ def measure_claims(bench: Bench) -> Iterator[Row]:
             )
         between = _compare(said, _all_verdicts(bench, one))
         yield Row(work, "between the two", 0.0, 0.0, 0.0, *between)
+
+
+def ahead(queue: Callable[[Any], Callable[[], Any]], groups: Sequence[Any]) -> None:
+    """As stages do it: the next group is queued before the results of this one are fetched."""
+    first, *others = groups
+    waiting = queue(first)
+    for group in others:
+        following = queue(group)
+        waiting()
+        waiting = following
+    waiting()
 
 
 def _all_verdicts(bench: Bench, inputs: Sequence[Any]) -> list[YesNo]:
@@ -115,7 +127,8 @@ def measure_answers(bench: Bench) -> Iterator[Row]:
         seeds = tuple(range(size.samples))
         prompts = [Prompt(photo(i), REQUEST, seeds) for i in range(count)]
         model = bench.model(count)
-        took = bench.seconds(functools.partial(model.answer, prompts, decoding=decoding), repeats=1)
+        queue = functools.partial(model.queue_answer, decoding=decoding)
+        took = bench.seconds(functools.partial(ahead, queue, [prompts] * 2), repeats=1) / 2
         made, way = count * size.samples, f"ours, {count} prompts"
         yield Row(work, way, made / took, bench.peak_gb(), limit(count) / took, 0.0, 1.0)
         if count > 8:
@@ -155,7 +168,9 @@ def measure_references(bench: Bench) -> Iterator[Row]:
     """Log-probabilities of pairs, without gradients."""
     pairs = _pairs(bench, 8 * bench.size.pairs)
     model = bench.model(2 * bench.size.pairs)
-    took = bench.seconds(lambda: model.sequence_logps(pairs))
+    calls = bench.size.calls
+    work = functools.partial(ahead, model.queue_sequence_logps, [pairs] * calls)
+    took = bench.seconds(work) / calls
     peak, limit = bench.peak_gb(), _pair_limit(bench, pairs, 1)
     yield Row("reference log-probs", "ours", len(pairs) / took, peak, limit / took, 0.0, 1.0)
     some = pairs[: bench.size.pairs]

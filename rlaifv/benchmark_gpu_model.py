@@ -66,13 +66,15 @@ class Size(NamedTuple):
     """Of a training step; with checkpointing twice as many."""
     sentences: int
     """Of an answer."""
+    calls: int
+    """Of a model, one queued ahead of the other."""
     repeats: int
     ceiling: int
     """Rows of the square matrices."""
 
 
-FULL = Size(((80, 16, 4), (20, 32, 8), (8, 64, 16)), 10, 48, 120, 4, 5, 3, 8192)
-TINY = Size(((6, 2, 2), (3, 3, 2)), 3, 2, 4, 2, 1, 1, 256)
+FULL = Size(((80, 16, 4), (20, 32, 8), (8, 64, 16)), 10, 48, 120, 4, 5, 4, 3, 8192)
+TINY = Size(((6, 2, 2), (3, 3, 2)), 3, 2, 4, 2, 1, 2, 1, 256)
 
 
 class Ceilings(NamedTuple):

@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,7 @@ THINGS = ("cup", "dog", "lamp", "cat", "bottle", "plate", "book", "clock", "plan
 COLOURS = ("red", "blue", "green", "white", "black", "yellow", "brown", "grey", "orange", "pink")
 REQUEST = "Describe the image in detail. What can you see on the left and on the right?"
 GPU_PERIOD = 0.2
+TERMINATED = 128 + signal.SIGTERM
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Where compilers keep what they made; in a pod below its own /tmp."""
 
@@ -230,7 +232,12 @@ def run_stage(run: Store, stage: str, folder: Path, *, cold: bool = False) -> Ti
         env = {name: f"{caches}/{name}" for name in CACHES} if caches else {}
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | env)  # noqa: S603
-        _, status, used = os.wait4(process.pid, 0)
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:  # interrupted or terminated: the stage ends, too
+            process.terminate()
+            process.wait()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - started
     if process.returncode:
@@ -256,7 +263,7 @@ def iteration(folder: Path, options: argparse.Namespace) -> Iterator[Timing]:
         partial = folder / "model.partial"  # what a killed run left of it is not taken for a model
         shutil.rmtree(partial, ignore_errors=True)
         making = multiprocessing.get_context("spawn").Process(
-            target=save_model, args=(partial, shape, device, dtype)
+            target=save_model, args=(partial, shape, device, dtype), daemon=True
         )  # or this process's peak of memory would be inherited by those that are measured
         making.start()
         making.join()
@@ -302,4 +309,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     main()

@@ -35,7 +35,7 @@ run = open_store(sys.argv[1])
 weight = torch.ones(8, 8, requires_grad=True)
 with compilations.kept(run, run.read_json(CONFIG, RunConfig), stage="train"):
     compilations.load()
-    layer = torch.compile(lambda x: torch.nn.functional.silu(x @ weight) * 2 + x)
+    layer = torch.compile(lambda x: torch.nn.functional.silu(x @ weight) * 2 + x, dynamic=True)
     for rows in sys.argv[2:]:
         layer(torch.ones(int(rows), 8)).sum().backward()
 caches = counters["aot_autograd"]
@@ -60,8 +60,7 @@ def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     changed = {"recompile_limit": 8, "fail_on_recompile_limit_hit": False}
-    compiler: Any = torch.compiler.config
-    with compiler.patch(job_id=None), torch._dynamo.config.patch(changed):
+    with torch._dynamo.config.patch(changed):
         yield
 
 
@@ -87,11 +86,9 @@ def compile_apart(run: Store, tmp_path: Path, *rows: int) -> tuple[int, int, str
 
 @pytest.mark.slow
 @needs_compiler
-def test_the_next_process_finds_what_was_compiled_and_which_sizes_vary(
-    run: Store, tmp_path: Path
-) -> None:
+def test_the_next_process_finds_what_was_compiled(run: Store, tmp_path: Path) -> None:
     misses, hits, said = compile_apart(run, tmp_path, 16, 32)
-    assert (misses, hits) == (2, 0)  # for 16 rows, then for any number
+    assert (misses, hits) == (1, 0)
     assert "nothing compiled is stored yet" in said
     assert "new pieces" in said
     first = stored(run)
@@ -129,7 +126,6 @@ def test_the_first_compilation_of_a_stage_looks_into_the_run(
             lines.compiled(lambda x: x)
     said = [record.message for record in caplog.records if record.name == compilations.__name__]
     assert said == [f"what was compiled cannot be used: {key} is broken"]  # once
-    assert str(torch.compiler.config.job_id).startswith("sample-")
 
 
 @pytest.mark.usefixtures("a_gpu")
@@ -141,7 +137,6 @@ def test_switched_off_nothing_is_looked_up(
     with compilations.kept(run, off, stage="sample"):
         lines.compiled(lambda x: x)
     assert not caplog.records
-    assert torch.compiler.config.job_id is None
 
 
 class Away:

@@ -1,22 +1,28 @@
 """What a GPU runs, on the CPU: rows in a line with block masks, decoding over fixed buffers."""
 
+import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager_decomp_partition
+from torch.nn.attention import flex_attention
 
+from rlaifv.config import LoraConfig
 from rlaifv.models import kernels_plain, lines, steps
 from rlaifv.models.base import Decoding, ImageQuestions
 from rlaifv.models.branches import PackedRows, TokenRow, pack_line
 from rlaifv.models.decoder import Decoder
 from rlaifv.models.llava import layer_outputs
 from rlaifv.models.shared_prefix import SharedPrefixModel
+from rlaifv.training import adapters
 from tests.models_kit import IMAGES, QUESTIONS, load_engine, make_prompts, make_rows, spec, with_eos
 from tests.tiny import make_tiny_llava
 
@@ -40,13 +46,16 @@ def in_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def _line() -> PackedRows:
-    rows = [
+def _rows() -> list[TokenRow]:
+    return [
         TokenRow([1] * 150, [[2] * 40, [3] * 7, [4] * 90]),
         TokenRow([5] * 3, [[6]]),
         TokenRow([7] * 300, [[8] * 128, [9] * 20]),
     ]
-    return pack_line(rows, pad_id=0, multiple=lines.BLOCK)
+
+
+def _line() -> PackedRows:
+    return pack_line(_rows(), pad_id=0, multiple=lines.BLOCK)
 
 
 def test_blocks_of_the_mask_are_those_of_the_dense_one() -> None:
@@ -173,6 +182,81 @@ def test_checkpointing_in_a_line_changes_no_gradient(model: SharedPrefixModel) -
         layer.gradient_checkpointing = True
     model.module.train()
     assert torch.equal(gradient(), kept)
+
+
+@pytest.mark.usefixtures("in_lines", "dense")
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layers_with_dropout_are_recomputed_whole_and_draw_the_same_numbers(
+    model: SharedPrefixModel, monkeypatch: pytest.MonkeyPatch, dropout: float
+) -> None:
+    config = LoraConfig(rank=4, dropout=dropout)
+    adapters.attach(cast(Any, model.module), config, base="tiny")
+    trained = [part for part in model.module.parameters() if part.requires_grad]
+    for part in trained:  # or B, zero at first, hides what A does
+        torch.nn.init.normal_(part, std=0.1)
+    batch = model.encode_branches(make_rows())
+    inner: list[Any] = []
+    whole = lines._recomputed_layer
+
+    def spy(layer: Any, *rest: Any) -> Tensor:
+        inner.append(layer)
+        return whole(layer, *rest)
+
+    monkeypatch.setattr(lines, "_recomputed_layer", spy)
+
+    def gradients() -> list[Tensor]:
+        torch.manual_seed(7)
+        logps = torch.cat([part for row in model.branch_logps(batch) for part in row])
+        return list(torch.autograd.grad(logps.sum(), trained))
+
+    model.module.train()
+    kept, layers = gradients(), model.module.get_decoder().layers
+    for layer in layers:
+        layer.gradient_checkpointing = True
+    for one, other in zip(gradients(), kept, strict=True):
+        assert torch.equal(one, other)
+    assert len(inner) == (0 if dropout else len(layers) - 1)
+
+
+@pytest.mark.slow
+def test_layers_are_compiled_once_for_lengths_that_are_known_to_divide(
+    model: SharedPrefixModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU up to the partition into forward and backward; no kernels are made."""
+    lengths: list[str] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        parts = [node for part in graph.modules() for node in getattr(part, "graph", graph).nodes]
+        lengths.extend(
+            str(node.args[0].meta["example_value"].shape[2])
+            for node in dict.fromkeys(parts)
+            if "flex_attention" in str(node.target)
+        )
+        return aot_eager_decomp_partition(graph, inputs)
+
+    def compile_once(function: Any) -> Any:
+        return torch.compile(function, backend=backend, dynamic=True)
+
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    monkeypatch.setattr(lines, "compiled", functools.cache(compile_once))
+    decoder = model.module.get_decoder().train()
+    weights = [decoder.layers[0].mlp.down_proj.weight, decoder.layers[0].self_attn.q_proj.weight]
+    for repeats in (1, 2, 3):
+        packed = pack_line(_rows() * repeats, pad_id=0, multiple=lines.BLOCK)
+        owners = lines.Owners(packed.segments_BL[0], packed.prefixes_BL[0])
+        found = []
+        for recomputed in (False, True):
+            for layer in decoder.layers:
+                layer.gradient_checkpointing = recomputed
+            embeds = decoder.embed_tokens(packed.ids_BL).detach()
+            sources = torch.tensor([149, 160])
+            hidden = lines.run(decoder, embeds, packed.positions_BL, owners, sources)
+            found.append([hidden, *torch.autograd.grad(hidden.square().sum(), weights)])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+    torch._dynamo.reset()
+    assert {re.sub(r"\bs\d+", "s", length) for length in lengths} == {"128*s"}
+    assert len(lengths) == 3, "kept, recomputed, and that one's inner part"
 
 
 def random_step(groups: int) -> dict[str, Any]:

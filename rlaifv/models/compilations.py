@@ -4,7 +4,6 @@
 wrong here is a warning: the stage then compiles as if nothing were stored.
 """
 
-import hashlib
 import logging
 import pickle
 import re
@@ -35,10 +34,8 @@ Keys = frozenset[tuple[str, str]]
 class Compilations:
     """Of one stage of a run. Each process of a gang has its own: the code names its GPU."""
 
-    def __init__(self, run: Store, config: RunConfig, *, stage: str, rank: int = 0) -> None:
+    def __init__(self, run: Store, *, stage: str, rank: int = 0) -> None:
         self._run, self._stage, self._rank = run, stage, rank
-        workload = config.model_dump_json(exclude={"name", "iterations"})
-        self._job_id = f"{stage}-{hashlib.sha256(workload.encode()).hexdigest()[:16]}"
         self._lock = threading.Lock()
         self._asked = False
         """Whether something was about to be compiled."""
@@ -60,9 +57,6 @@ class Compilations:
     def _load(self) -> None:
         import torch  # here, so that stages without it do not load it
 
-        if torch.compiler.config.job_id is None:
-            # With it torch also remembers which sizes vary, and compiles once, not twice.
-            torch.compiler.config.job_id = self._job_id
         if not self._run.exists(self._key):
             log.info("nothing compiled is stored yet: %s", self._key)
             return
@@ -125,7 +119,7 @@ def kept(run: Store, config: RunConfig, *, stage: str, rank: int = 0) -> Iterato
     if not config.keep_compiled:
         yield
         return
-    mine = _of_stage = Compilations(run, config, stage=stage, rank=rank)
+    mine = _of_stage = Compilations(run, stage=stage, rank=rank)
     try:
         yield
     finally:

@@ -4,25 +4,31 @@ Rows of prefixes and branches follow each other without padding, so that every m
 one large one; a block mask keeps them apart. Used on a GPU and for Llama's layers; `decoder.Decoder`
 runs anything else through transformers.
 
-Shapes:  L tokens of the line;  M positions that are read;  E width;  H heads;  K key-value heads;
-D width of a head;  Q blocks of the line.
+Shapes:  L tokens of the line;  Q blocks of it;  T tokens of a block;  M positions that are read;
+E width;  H heads;  K key-value heads;  D width of a head.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 from transformers.models.llama.modeling_llama import LlamaModel, repeat_kv, rotate_half
 
 from rlaifv.models import compilations
 
 BLOCK = 128
-"""FlexAttention's; lines are padded to a multiple of it."""
+"""FlexAttention's; lines are padded to a multiple of it. Layers take a line as blocks, so that the
+compiler knows this whatever the length: kernels that look for the end are 1.7 times slower."""
 MAX_COMPILED = 64
 """Versions of a layer: training and not, adapters, grown shapes. Beyond it, an error is better
 than attention that silently runs ten times slower."""
@@ -96,17 +102,20 @@ def run(
     rope = decoder.rotary_emb(embeds_1LE, position_ids=positions_1L)
     mask = block_mask(owners)
     *layers, last = decoder.layers
-    x_1LE = embeds_1LE
-    if torch.is_grad_enabled() and not x_1LE.requires_grad:
-        x_1LE.requires_grad_()  # the same for every layer, or the first is compiled apart
+    x_QTE, blocks = _blocks(embeds_1LE), (_blocks(rope[0]), _blocks(rope[1]))
+    if torch.is_grad_enabled() and not x_QTE.requires_grad:
+        x_QTE.requires_grad_()  # the same for every layer, or the first is compiled apart
     for number, layer in enumerate(layers):
         if keep is not None:
-            x_1LE, keys, values = compiled(_layer_and_kv)(layer, x_1LE, rope, mask)
+            x_QTE, keys, values = compiled(_layer_and_kv)(layer, x_QTE, blocks, mask)
             keep(number, keys, values)
+        elif layer.gradient_checkpointing and layer.training and _drops(layer):
+            x_QTE = checkpoint(compiled(_layer), layer, x_QTE, blocks, mask, use_reentrant=False)
         elif layer.gradient_checkpointing and layer.training:
-            x_1LE = checkpoint(compiled(_layer), layer, x_1LE, rope, mask, use_reentrant=False)
+            x_QTE = compiled(_recomputed_layer)(layer, x_QTE, blocks, mask)
         else:
-            x_1LE = compiled(_layer)(layer, x_1LE, rope, mask)
+            x_QTE = compiled(_layer)(layer, x_QTE, blocks, mask)
+    x_1LE = _line(x_QTE)
     every_L = torch.arange(len(owners.own_L), device=sources_M.device)
     mask_ML = owners.visible(sources_M[:, None], every_L[None, :])
     x_ME, keys, values = _last_layer(last, x_1LE, rope, mask_ML, sources_M)
@@ -117,13 +126,19 @@ def run(
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """On a GPU one compilation serves all layers; on a CPU the function itself."""
+    """On a GPU one compilation serves all layers and sizes; on a CPU the function itself.
+
+    Sizes vary from the start: compiled for the first ones and then again for all others, results
+    would depend in their last bits on what a process has seen before.
+    """
     if not torch.cuda.is_available():
         return function
     compilations.load()
     torch._dynamo.config.recompile_limit = MAX_COMPILED
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    return torch.compile(function)
+    # It warns of operations in place, once per process, whatever a checkpointed region holds.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
+    return torch.compile(function, dynamic=True)
 
 
 def _heads(x_1LX: Tensor, width: int) -> Tensor:
@@ -135,9 +150,18 @@ def _rotated(x_1HLD: Tensor, cos_1LD: Tensor, sin_1LD: Tensor) -> Tensor:
     return x_1HLD * cos_1LD.unsqueeze(1) + half_turned * sin_1LD.unsqueeze(1)
 
 
+def _blocks(x_1LX: Tensor) -> Tensor:
+    return x_1LX.view(-1, BLOCK, x_1LX.shape[2])
+
+
+def _line(x_QTX: Tensor) -> Tensor:
+    return x_QTX.view(1, x_QTX.shape[0] * BLOCK, x_QTX.shape[2])
+
+
 def _layer_and_kv(
-    layer: Any, x_1LE: Tensor, rope: Rope, mask: BlockMask
+    layer: Any, x_QTE: Tensor, blocks: Rope, mask: BlockMask
 ) -> tuple[Tensor, Tensor, Tensor]:
+    x_1LE, rope = _line(x_QTE), (_line(blocks[0]), _line(blocks[1]))
     attention = layer.self_attn
     normed_1LE = layer.input_layernorm(x_1LE)
     query = _heads(attention.q_proj(normed_1LE), attention.head_dim)
@@ -153,11 +177,38 @@ def _layer_and_kv(
         enable_gqa=attention.num_key_value_groups > 1,
     )
     x_1LE = x_1LE + attention.o_proj(mixed_1HLD.transpose(1, 2).flatten(2))
-    return x_1LE + layer.mlp(layer.post_attention_layernorm(x_1LE)), keys, values
+    x_1LE = x_1LE + layer.mlp(layer.post_attention_layernorm(x_1LE))
+    return x_1LE.view_as(x_QTE), keys, values
 
 
-def _layer(layer: Any, x_1LE: Tensor, rope: Rope, mask: BlockMask) -> Tensor:
-    return _layer_and_kv(layer, x_1LE, rope, mask)[0]
+def _layer(layer: Any, x_QTE: Tensor, blocks: Rope, mask: BlockMask) -> Tensor:
+    return _layer_and_kv(layer, x_QTE, blocks, mask)[0]
+
+
+def _recomputed_layer(layer: Any, x_QTE: Tensor, blocks: Rope, mask: BlockMask) -> Tensor:
+    """Keeps its input and what attention made; the backward pass computes the rest again.
+
+    Compiled as a whole, so that it leaves out what no gradient needs: the last matrix product.
+    Not for layers with dropout: torch 2.11 cannot draw the same numbers again inside.
+    """
+    out_QTE: Tensor = checkpoint(
+        _layer, layer, x_QTE, blocks, mask, use_reentrant=False, context_fn=_keeping_attention
+    )
+    return out_QTE
+
+
+def _drops(layer: Any) -> bool:
+    return any(isinstance(part, nn.Dropout) and part.p > 0 for part in layer.modules())
+
+
+def _keeping_attention() -> Any:
+    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+
+
+def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) -> CheckpointPolicy:
+    if operation is torch.ops.higher_order.flex_attention:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _last_layer(

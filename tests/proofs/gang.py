@@ -1,14 +1,15 @@
-"""Measurement: LoRA on a random 7B through the real trainer, on one GPU or on several.
+"""Measurement: a random 7B trained by the real trainer, on one GPU or on several.
 
-    python -m tests.proofs.gang FOLDER 4
+    python -m tests.proofs.gang FOLDER 4 plain full-recompute
     torchrun --nproc-per-node 2 -m -- tests.proofs.gang FOLDER 4 zero2 zero3-recompute resume
 
-The number: pairs in a pass. Cases: `plain` (the default), `recompute`, `zero2`, `zero3`,
-`zero3-recompute`, and `resume`, which goes on from the state that `plain` left in the folder. Prints
+The number: pairs in a pass. Cases: `plain` (LoRA, the default), `recompute`, `zero2`, `zero3`,
+`zero3-recompute`, `full-recompute` (all language weights), and `resume`, which goes on from the state that `plain` left in the folder. Prints
 losses, seconds of each step, pairs per second (median from the third step on) and peak memory. Weights and reference
 log-probabilities are made once per folder. On a CPU: a tiny model, to see that it runs.
 """
 
+import gc
 import json
 import sys
 import time
@@ -102,7 +103,7 @@ def main(folder: Path, micro_batch_size: int, cases: Sequence[str]) -> None:
     reflogps = references(folder, spec, pairs, is_main=is_main)
     for case in cases:
         config = TrainConfig(
-            lora=LoraConfig(),
+            lora=None if "full" in case else LoraConfig(),
             global_batch_size=BATCH,
             micro_batch_size=micro_batch_size,
             epochs=4,
@@ -112,6 +113,7 @@ def main(folder: Path, micro_batch_size: int, cases: Sequence[str]) -> None:
             gradient_checkpointing="recompute" in case,
         )
         if ON_GPU:
+            gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         left = folder / f"state-{STEPS[0]}"

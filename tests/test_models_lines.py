@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -218,7 +219,14 @@ def test_layers_with_dropout_are_recomputed_whole_and_draw_the_same_numbers(
     assert len(inner) == (0 if dropout else len(layers) - 1)
 
 
+@pytest.fixture
+def compiler() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()  # what was compiled here concerns no other test
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_layers_are_compiled_once_for_lengths_that_are_known_to_divide(
     model: SharedPrefixModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +262,6 @@ def test_layers_are_compiled_once_for_lengths_that_are_known_to_divide(
             found.append([hidden, *torch.autograd.grad(hidden.square().sum(), weights)])
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
-    torch._dynamo.reset()
     assert {re.sub(r"\bs\d+", "s", length) for length in lengths} == {"128*s"}
     assert len(lengths) == 3, "kept, recomputed, and that one's inner part"
 

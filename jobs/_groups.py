@@ -62,7 +62,7 @@ def ahead(
                 job.group = _rows(waiting[0][0])
                 try:
                     queue_next()
-                except Exception:
+                except Exception:  # whatever it is, it may wait until this group is handed out
                     about = job.group
                     yield first()
                     job.group = about

@@ -234,7 +234,7 @@ def run_stage(run: Store, stage: str, folder: Path, *, cold: bool = False) -> Ti
         process = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | env)  # noqa: S603
         try:
             _, status, used = os.wait4(process.pid, 0)
-        except BaseException:  # interrupted or terminated: the stage ends, too
+        except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM: the stage ends, too
             process.terminate()
             process.wait()
             raise

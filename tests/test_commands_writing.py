@@ -16,15 +16,7 @@ from controller.importing import import_benchmark, import_model
 from controller.places import RunPlace, run_place
 from rlaifv.config import BenchmarkSpec, RunConfig
 from rlaifv.errors import ConfigError
-from rlaifv.pipeline import (
-    COMPILED,
-    CONFIG,
-    Shard,
-    checkpoint_key,
-    compiled_key,
-    part_key,
-    train_state_key,
-)
+from rlaifv.pipeline import CONFIG, Shard, checkpoint_key, part_key, train_state_key
 from rlaifv.recipes import Wishes, build_config
 from rlaifv.store import COMPLETE, open_store
 from tests.commands_support import command, finished_run, go_on, keeping_config
@@ -187,45 +179,6 @@ def test_gc_leaves_alone_what_a_writer_may_be_at_work_on(tmp_path: Path, capsys:
         (folder / "weights").write_text("a candidate of an iteration without choice")
     assert command("gc", "tiny", root=tmp_path) == 0
     assert "nothing to remove" in capsys.readouterr().out
-
-
-def test_what_was_compiled_is_no_artifact_and_goes_when_the_run_is_finished(
-    tmp_path: Path, capsys: Capture
-) -> None:
-    place = finished_run(tmp_path)
-    reading = (
-        ["ls", "tiny"],
-        ["verify", "tiny"],
-        ["lineage", "answers", "tiny"],
-        ["show", "table", "tiny"],
-    )
-
-    def said() -> list[tuple[int, str]]:
-        return [(command(*words, root=tmp_path), capsys.readouterr().out) for words in reading]
-
-    before = said()
-    key = compiled_key("train", "0.1.0-torch-2.15.0-NVIDIA-H100-0")
-    place.store.write_bytes(key, b"code")
-    assert said() == before
-    assert [code for code, _text in before] == [0] * len(reading)
-    words = ["fork", "tiny", "other", "--from", "train", "--set", "keep_compiled=false"]
-    assert command(*words, root=tmp_path) == 0
-    assert not list(run_place(str(tmp_path), "other").store.objects(COMPILED))
-    for kind in ("pairs", "checkpoint"):
-        assert command("export", kind, "tiny", "--to", str(tmp_path / kind), root=tmp_path) == 0
-        assert not list((tmp_path / kind).rglob("*.bin"))
-    capsys.readouterr()
-    assert command("gc", "tiny", "--json", "--older-than", "0", root=tmp_path) == 0
-    found = Collection.model_validate_json(capsys.readouterr().out)
-    assert [(item.kind, item.key, item.bytes) for item in found.items] == [("compiled", key, 4)]
-    choice = place.folder / "iteration-1/choice.json"
-    chosen = choice.read_bytes()
-    choice.unlink()
-    assert command("gc", "tiny", "--delete", root=tmp_path) == 0
-    assert place.store.exists(key)  # a run that goes on still needs it
-    choice.write_bytes(chosen)
-    assert command("gc", "tiny", "--delete", root=tmp_path) == 0
-    assert not place.store.exists(key)
 
 
 def test_gc_does_not_delete_while_the_run_is_driven(tmp_path: Path, capsys: Capture) -> None:

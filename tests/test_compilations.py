@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from controller.gc import Collection
+from controller.places import run_place
 from rlaifv.config import RunConfig
 from rlaifv.errors import TransientError
 from rlaifv.models import compilations, lines
 from rlaifv.pipeline import COMPILED, compiled_key
 from rlaifv.store import Store, open_store
+from tests.commands_support import command, finished_run
 from tests.jobs_support import ROOT, environment, make_config, make_run, make_source, run_stages
 from tests.tiny import make_tiny_llava
 
@@ -216,3 +219,42 @@ def test_a_stage_on_a_cpu_neither_looks_nor_stores(
 def test_a_stage_without_a_model_does_without_torch() -> None:
     program = "import sys, jobs.pair; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_what_was_compiled_is_no_artifact_and_goes_when_the_run_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = finished_run(tmp_path)
+    reading = (
+        ["ls", "tiny"],
+        ["verify", "tiny"],
+        ["lineage", "answers", "tiny"],
+        ["show", "table", "tiny"],
+    )
+
+    def said() -> list[tuple[int, str]]:
+        return [(command(*words, root=tmp_path), capsys.readouterr().out) for words in reading]
+
+    before = said()
+    key = compiled_key("train", "0.1.0-torch-2.15.0-NVIDIA-H100-0")
+    place.store.write_bytes(key, b"code")
+    assert said() == before
+    assert [code for code, _text in before] == [0] * len(reading)
+    words = ["fork", "tiny", "other", "--from", "train", "--set", "keep_compiled=false"]
+    assert command(*words, root=tmp_path) == 0
+    assert not list(run_place(str(tmp_path), "other").store.objects(COMPILED))
+    for kind in ("pairs", "checkpoint"):
+        assert command("export", kind, "tiny", "--to", str(tmp_path / kind), root=tmp_path) == 0
+        assert not list((tmp_path / kind).rglob("*.bin"))
+    capsys.readouterr()
+    assert command("gc", "tiny", "--json", "--older-than", "0", root=tmp_path) == 0
+    found = Collection.model_validate_json(capsys.readouterr().out)
+    assert [(item.kind, item.key, item.bytes) for item in found.items] == [("compiled", key, 4)]
+    choice = place.folder / "iteration-1/choice.json"
+    chosen = choice.read_bytes()
+    choice.unlink()
+    assert command("gc", "tiny", "--delete", root=tmp_path) == 0
+    assert place.store.exists(key)  # a run that goes on still needs it
+    choice.write_bytes(chosen)
+    assert command("gc", "tiny", "--delete", root=tmp_path) == 0
+    assert not place.store.exists(key)

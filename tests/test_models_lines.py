@@ -221,7 +221,8 @@ def test_layers_with_dropout_are_recomputed_whole_and_draw_the_same_numbers(
 
 @pytest.fixture
 def compiler() -> Iterator[None]:
-    yield
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        yield
     torch._dynamo.reset()  # what was compiled here concerns no other test
 
 
@@ -231,7 +232,7 @@ def test_layers_are_compiled_once_for_lengths_that_are_known_to_divide(
     model: SharedPrefixModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU up to the partition into forward and backward; no kernels are made."""
-    lengths: list[str] = []
+    lengths, real = list[str](), cast(Any, lines.compiled)
 
     def backend(graph: Any, inputs: Any) -> Any:
         parts = [node for part in graph.modules() for node in getattr(part, "graph", graph).nodes]
@@ -242,11 +243,14 @@ def test_layers_are_compiled_once_for_lengths_that_are_known_to_divide(
         )
         return aot_eager_decomp_partition(graph, inputs)
 
-    def compile_once(function: Any) -> Any:
-        return torch.compile(function, backend=backend, dynamic=True)
+    def as_on_a_gpu(function: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+            return real.__wrapped__(function)
 
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
-    monkeypatch.setattr(lines, "compiled", functools.cache(compile_once))
+    monkeypatch.setattr(lines, "compiled", functools.cache(as_on_a_gpu))
     decoder = model.module.get_decoder().train()
     weights = [decoder.layers[0].mlp.down_proj.weight, decoder.layers[0].self_attn.q_proj.weight]
     for repeats in (1, 2, 3):

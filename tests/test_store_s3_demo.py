@@ -68,7 +68,7 @@ def watching(action: "Watch") -> Iterator["Watch"]:
         try:
             while not over.wait(0.05):
                 action.look()
-        except Exception as error:
+        except Exception as error:  # of a thread: raised by the test
             errors.append(error)
 
     thread = threading.Thread(target=watch)

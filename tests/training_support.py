@@ -8,6 +8,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
 from rlaifv.config import LoraConfig, ModelSpec, TrainConfig
 from rlaifv.models import load_model
 from rlaifv.models.base import Branches
@@ -127,6 +131,18 @@ def make_request(policy: ModelSpec, reflogps: Mapping[str, ReferenceLogps]) -> T
 
 def with_config(request: TrainRequest, **changes: object) -> TrainRequest:
     return request._replace(config=request.config.model_copy(update=changes))
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    (file,) = folder.glob("*.safetensors")
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    ours, theirs = weights(left), weights(right)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
 def main(policy_folder: str, root: str, *cases: str) -> None:

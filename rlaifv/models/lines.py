@@ -151,7 +151,7 @@ def _rotated(x_1HLD: Tensor, cos_1LD: Tensor, sin_1LD: Tensor) -> Tensor:
 
 
 def _blocks(x_1LX: Tensor) -> Tensor:
-    return x_1LX.view(-1, BLOCK, x_1LX.shape[2])
+    return x_1LX.reshape(-1, BLOCK, x_1LX.shape[2])
 
 
 def _line(x_QTX: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Cache:
                     if not folder.is_dir():
                         self._fill(folder, num_bytes, fill)
                     fcntl.flock(lock, fcntl.LOCK_SH)
-            except BaseException:
+            except BaseException:  # whatever ends it, the lock is not kept
                 os.close(lock)
                 raise
             os.utime(lock)
@@ -72,7 +72,7 @@ class Cache:
         partial.mkdir()
         try:
             fill(partial)
-        except BaseException:
+        except BaseException:  # whatever ends it, no half folder is left
             shutil.rmtree(partial, ignore_errors=True)
             raise
         partial.rename(folder)

@@ -160,7 +160,7 @@ class _Multipart:
         try:
             parts = [future.result() for future in futures]
             created = self._complete(upload, parts)
-        except BaseException:
+        except BaseException:  # whatever ends it, no upload is left open
             for future in futures:
                 future.cancel()
             abort(bucket, name, upload, what=self._what)
